@@ -1,0 +1,55 @@
+"""lm-generate: the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from toolbox.shell import options as groups
+from toolbox.shell.command import Invocation, command
+from toolbox.shell.params import Number, PathType, option
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schemas of the prompts read and the paths written."""
+    from toolbox.shell.records import PROMPT_SHAPES, Path, json_schema
+
+    return {"input": json_schema(PROMPT_SHAPES), "output": json_schema([Path])}
+
+
+@command(
+    "lm-generate",
+    schema=schema,
+    examples=[
+        "lm-generate --map prompt=question --max-new-tokens 40 < questions.jsonl | jq -r .completion",
+        "lm-generate --model tuned --n 4 --temperature 1 --top-p .95 prompts.jsonl > paths.jsonl",
+    ],
+)
+@click.argument("file", default="-", type=PathType())
+@groups.record_options()
+@option("--limit", group="Input/Output", type=Number(0, whole=True), help="Read only the first so many rows.")
+@groups.template_options()
+@option("--raw", group="Data", is_flag=True, help="No template at all: continue the text itself.")
+@groups.model_options()
+@option("--dtype", group="Model", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+        help="auto: bf16 on a GPU, fp32 on a CPU.")  # fmt: skip
+@option("--device", group="Model", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
+@groups.generation_options()
+@option("--batch-size", group="Launch", type=Number(1, whole=True, words=["auto"]), default="auto",
+        help="Prompts decoded together; does not change the result.")  # fmt: skip
+@option("--batch-tokens", group="Launch", type=Number(1, whole=True),
+        help="Bound a batch by padded tokens, new ones included.")  # fmt: skip
+@option("--window", group="Launch", type=Number(1, whole=True), default=256,
+        help="Rows read before the first one leaves.")  # fmt: skip
+@groups.launch_options()
+def main(call: Invocation, **values: Any) -> None:
+    """Complete the prompts in FILE (default: stdin) with a language model.
+
+    Rows hold "prompt" (one user turn, where the model has a chat template) or "messages". Each row leaves with
+    "completion", "path_id", "sample", "finish_reason" and token counts added, in input order, other fields untouched.
+    Samples depend on --seed and the row's id alone, not on batching or the number of processes.
+    """
+    from toolbox.lm.generate import Options, run
+
+    run(Options(**values), call)

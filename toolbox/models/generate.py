@@ -1,0 +1,440 @@
+"""Completions of prompts: the interface every backend keeps, and the ``local`` backend on transformers models.
+
+The local backend decodes by itself, one token a step for a batch of left-padded rows:
+
+- attention masks and position ids are explicit, so that padding changes nothing;
+- the prompt is run once, for the last position's logits only, and rows with the same prompt share that run;
+- a row leaves the batch in the step in which it ends, so that finished rows cost nothing;
+- the sampling noise of a token depends on (seed, request key, position, token id) alone, so that neither the batch
+  nor the order of the rows nor the number of processes shows in the samples.
+
+In float32, greedy and sampled completions are the same for every batch size up to ties within the rounding of a
+matrix product. In bfloat16 the logits can differ in the last bit with the shape of the batch, and near-ties may flip.
+
+Importing this module costs no torch: backends that need none share the interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from toolbox.shell.errors import BadData, TryAgain, UsageProblem
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt as token ids. ``key`` names the path (`path_id`): the sampling noise is a function of it."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How to choose tokens and when to end.
+
+    ``temperature`` 0 is greedy (ties go to the lowest id). Otherwise the logits are divided by it, then cut to the
+    nucleus of mass ``top_p``, then sampled. ``stop`` strings end a row where the first of them begins.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise UsageProblem(f"the number of new tokens must not be negative, and {self.max_new_tokens} is")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageProblem(f"the temperature must be 0 or more, not {self.temperature}", "0 decodes greedily")
+        if not 0 < self.top_p <= 1:
+            raise UsageProblem(f"top-p must lie in (0, 1], not {self.top_p}", "1 samples from all tokens")
+        if "" in self.stop:
+            raise UsageProblem("a stop string is empty", "an empty string would end every completion at once")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote after a prompt; the prompt itself is not part of it.
+
+    ``text`` is the decoded tokens as they are: no space is stripped, and control tokens other than the end token
+    stay visible (``<|im_start|>`` in the middle of an answer is worth seeing). The end token and the stop string with
+    all that follows it are not part of it. A character cut off by the length limit appears as U+FFFD.
+
+    ``finish_reason`` is "stop" for an end token or a stop string, "length" for the limit (the one asked for or the
+    model's window). ``n_completion_tokens`` counts every generated token: the end token and those the stop string
+    cut off too. ``logprobs`` has one entry for each of these: ln p of the token under the model's own distribution,
+    before temperature and top-p; None if not asked for.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    n_prompt_tokens: int
+    n_completion_tokens: int
+    logprobs: tuple[float, ...] | None
+
+
+class Backend(Protocol):
+    """Anything that completes prompts."""
+
+    def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
+        """One completion a request, in the order of the requests."""
+        ...
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None = None) -> list[list[int]]:
+    """Cut rows into batches: sorted by length (stable), then at most ``batch_size`` rows to a batch.
+
+    ``lengths`` are the tokens a row may come to hold, prompt and new ones. ``batch_tokens`` bounds rows x longest row
+    of a batch; a row that is longer on its own gets a batch of its own. Returns the rows' indices. Planning one of
+    the returned batches again leaves it whole, so batches may be planned first and shared among processes then.
+    """
+    if batch_size < 1:
+        raise UsageProblem(f"a batch needs at least one row, not {batch_size}")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UsageProblem(f"a batch needs room for at least one token, not {batch_tokens}")
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        rows = len(batches[-1]) + 1 if batches else math.inf
+        if rows > batch_size or (batch_tokens is not None and rows * lengths[row] > batch_tokens):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+# ---------------------------------------------------------------------------------------------- choosing a token
+
+
+def noise_stream(seed: int, key: str, position: int) -> int:
+    """The 64-bit number (signed) that all noise of one position of one request is drawn from."""
+    name = f"{seed}:{position}:{key}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+
+
+def gumbel_noise(streams: Sequence[int], vocabulary: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Standard Gumbel noise, float32 [len(streams), vocabulary], each row a function of its stream alone.
+
+    Token t of stream s takes output t + 1 of SplitMix64 seeded with s (Steele, Lea & Flood 2014), as a uniform
+    number v on (0, 1) by its upper 63 bits; the noise is -ln(-ln(1 - v)). As 1 - v rather than v goes into the inner
+    logarithm, large noise, which decides, is resolved finely although all is float32. Integer arithmetic makes the
+    draw the same on every device, and nothing is copied to it but the streams.
+    """
+    import torch
+
+    golden, first, second = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+    bits = torch.arange(1, vocabulary + 1, device=device).mul_(golden)
+    bits = bits + torch.tensor(streams, dtype=torch.int64, device=device)[:, None]
+    for shift, factor in ((30, first), (27, second), (31, 1)):  # >> keeps the sign: mask it to get a logical shift
+        bits = bits.bitwise_xor_((bits >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    uniform = (bits >> 1).bitwise_and_(2**63 - 1).bitwise_or_(1).to(torch.float32).mul_(2.0**-63)
+    # float32 may round up to 1, whose noise of -inf could lose against tokens outside the nucleus
+    return uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_().log_().neg_()
+
+
+def outside_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Mask [rows, vocabulary] of the tokens beyond the most probable ones that together reach ``top_p``.
+
+    The nucleus (Holtzman et al. 2020, section 3.1) is the smallest such set, with all tokens that tie with its least
+    probable one: so it does not depend on how a sort treats ties.
+    """
+    import torch
+
+    likely = min(probabilities.shape[-1], 1024)  # sorting a whole vocabulary costs ten times as much
+    ordered = probabilities.topk(likely, dim=-1).values
+    if likely < probabilities.shape[-1] and bool((ordered.sum(-1) < top_p).any()):
+        ordered = probabilities.sort(dim=-1, descending=True).values
+    mass_before = torch.nn.functional.pad(ordered.cumsum(-1)[:, :-1], (1, 0))
+    least = ordered.masked_fill(mass_before >= top_p, math.inf).amin(-1, keepdim=True)
+    return probabilities < least
+
+
+def choose_tokens(
+    logits: torch.Tensor, decoding: Decoding, keys: Sequence[str], position: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The next token of every row and, if asked for, its log-probability under the untempered model.
+
+    ``logits`` is float32 [rows, vocabulary]; ``keys`` are the rows' request keys, ``position`` counts generated
+    tokens from 0. Sampling is by Gumbel-max: the argmax of ln p + noise is a draw from p. Returns int64 [rows] and
+    float32 [rows] or None. Logits that are not numbers are BadData.
+    """
+    import torch
+
+    best, ids = logits.max(dim=-1, keepdim=True)  # the first of equal maxima
+    if not bool(torch.isfinite(best).all()):
+        raise BadData("the model's logits are not numbers", "its weights may be damaged, or too large for --dtype")
+    if decoding.temperature > 0:
+        # relative to the best, so that a tiny temperature gives 0 and -inf instead of inf - inf
+        scores = (logits - best) / decoding.temperature
+        if decoding.top_p < 1:
+            scores = scores.masked_fill(outside_nucleus(scores.softmax(-1), decoding.top_p), -math.inf)
+        streams = [noise_stream(decoding.seed, key, position) for key in keys]
+        ids = gumbel_noise(streams, logits.shape[-1], logits.device).add_(scores).argmax(-1, keepdim=True)
+    logprobs = None
+    if decoding.logprobs:
+        logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)).squeeze(-1)
+    return ids.squeeze(-1), logprobs
+
+
+# ----------------------------------------------------------------------------------------------- tokens to text
+
+
+class _Text:
+    """The text of one row's tokens, and whether a stop string has appeared in it.
+
+    Tokens are decoded behind the prompt's last few, because some tokenizers drop the space in front of the first
+    token they are given. The search decodes only the tokens a stop string can reach back to, from a place where the
+    text was last known to hold whole characters.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], stop: tuple[str, ...]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._context = list(prompt_ids[-4:])
+        self._before = self._decode(self._context)
+        self._reach = max((len(text.encode("utf-8", "surrogatepass")) for text in stop), default=0) + 1
+        self._whole = [0]  # counts of tokens after which no character was unfinished
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def full(self, ids: list[int]) -> str:
+        """The text of all generated tokens."""
+        text = self._decode(self._context + ids)
+        return text[len(self._before) :] if text.startswith(self._before) else self._decode(ids)
+
+    def cut(self, text: str) -> int | None:
+        """Where the first stop string begins in ``text``; None if there is none."""
+        found = [text.find(stop) for stop in self._stop]
+        return min((at for at in found if at >= 0), default=None)
+
+    def stopped(self, ids: list[int]) -> bool:
+        """Whether the last token completed a stop string; to be called once a token."""
+        if not self._stop:
+            return False
+        # a token is at least one byte, so a stop string that ends here began within `reach` tokens
+        while len(self._whole) > 1 and self._whole[1] <= len(ids) - self._reach:
+            self._whole.pop(0)
+        tail = self._decode(ids[self._whole[0] :]) if self._whole[0] else self.full(ids)
+        if not tail.endswith("\ufffd"):
+            self._whole.append(len(ids))
+        return self.cut(tail) is not None and self.cut(self.full(ids)) is not None
+
+
+class _Row:
+    """One request while it is being completed."""
+
+    def __init__(self, request: Request, limit: int, text: _Text) -> None:
+        self.request, self.limit, self.text = request, limit, text
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.ended = False  # by an end token
+
+    def accept(self, token: int, end_ids: Collection[int]) -> bool:
+        """Take the next token; whether another one is wanted."""
+        self.ids.append(token)
+        self.ended = token in end_ids
+        return not (self.ended or self.text.stopped(self.ids) or len(self.ids) >= self.limit)
+
+    def completion(self, logprobs: bool) -> Completion:
+        text = self.text.full(self.ids[:-1] if self.ended else self.ids)
+        cut = self.text.cut(text)
+        return Completion(
+            text=text[:cut],
+            finish_reason="stop" if self.ended or cut is not None else "length",
+            n_prompt_tokens=len(self.request.prompt_ids),
+            n_completion_tokens=len(self.ids),
+            logprobs=tuple(self.logprobs) if logprobs else None,
+        )
+
+
+# -------------------------------------------------------------------------------------------- the local backend
+
+
+@functools.cache
+def _roomy_layer() -> type:
+    """The class of a key-value cache layer that keeps room at its end (made late: it inherits from transformers).
+
+    The stock layer concatenates, that is copies all it holds, in every step; this one writes one column.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        """``keys`` and ``values``, [rows, heads, columns, width], are views of buffers with spare columns."""
+
+        buffers: tuple[torch.Tensor, torch.Tensor]
+
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+                self.buffers = (self.keys, self.values)
+            start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+            if end > self.buffers[0].shape[2]:
+                self.buffers = (self._with_room(self.keys, end), self._with_room(self.values, end))
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[:, :, start:end] = states
+            self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+            return self.keys, self.values
+
+        def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+            super().reorder_cache(beam_idx)
+            self.buffers = (self.keys, self.values)
+
+        @staticmethod
+        def _with_room(states: torch.Tensor, columns: int) -> torch.Tensor:
+            rows, heads, held, width = states.shape
+            buffer = states.new_empty(rows, heads, columns + max(64, columns // 4), width)
+            buffer[:, :, :held] = states
+            return buffer
+
+    return RoomyLayer
+
+
+def _new_cache(config: Any) -> Cache:
+    """An empty cache for a model: transformers' own, its plain attention layers replaced by roomy ones."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=config)
+    cache.layers = [_roomy_layer()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without gradients and dropout; a model in training goes back to training. Out of memory names the remedy."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise TryAgain("out of memory while generating", "try a smaller --batch-size or --batch-tokens") from error
+    finally:
+        model.train(training)
+
+
+class LocalBackend:
+    """Completes prompts with a causal language model of transformers, on the device the model is on.
+
+    ``end_ids`` are the tokens that end a completion. ``batch_size`` and ``batch_tokens`` bound a batch
+    (`plan_batches`, with prompt + ``max_new_tokens`` as the length of a row).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        end_ids: Collection[int],
+        batch_size: int = 8,
+        batch_tokens: int | None = None,
+    ) -> None:
+        plan_batches([], batch_size, batch_tokens)  # refuses impossible sizes before any work
+        self._model, self._tokenizer, self._end_ids = model, tokenizer, frozenset(end_ids)
+        self._batch_size, self._batch_tokens = batch_size, batch_tokens
+        # an adapter's wrapper takes **kwargs: the model inside says what they may be
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._accepts = frozenset(inspect.signature(inner.forward).parameters)
+        if "past_key_values" not in self._accepts:
+            raise UsageProblem(f"{type(inner).__name__} keeps no key-value cache", "choose another model to generate")
+        self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
+        """One completion a request, in order.
+
+        An empty prompt, or one that leaves no room for a new token in the model's window, is BadData. A prompt that
+        leaves some room gets as many new tokens as fit, with the finish reason "length" if they do not suffice.
+        """
+        rows = [self._row(request, decoding) for request in requests]
+        lengths = [len(request.prompt_ids) + decoding.max_new_tokens for request in requests]
+        with _evaluating(self._model):
+            for batch in plan_batches(lengths, self._batch_size, self._batch_tokens):
+                if decoding.max_new_tokens > 0:
+                    self._decode([rows[index] for index in batch], decoding)
+        return [row.completion(decoding.logprobs) for row in rows]
+
+    def _row(self, request: Request, decoding: Decoding) -> _Row:
+        held, limit = len(request.prompt_ids), decoding.max_new_tokens
+        if held == 0:
+            raise BadData("the prompt is empty", "a model needs at least one token to go on from")
+        if self.window is not None:
+            if held + min(limit, 1) > self.window:
+                raise BadData(
+                    f"the prompt has {held} tokens, and the model's window of {self.window} holds prompt and completion",
+                    "shorten the prompt, choose a model with a longer window, or skip such rows with --on-bad skip",
+                )
+            limit = min(limit, self.window - held)
+        return _Row(request, limit, _Text(self._tokenizer, request.prompt_ids, decoding.stop))
+
+    def _decode(self, rows: list[_Row], decoding: Decoding) -> None:
+        """Generate for one batch until its last row has ended. Shapes: R live rows, W prompt columns, step s."""
+        import torch
+
+        logits, cache, mask, positions = self._prefill(rows, max(row.limit for row in rows))
+        columns = mask.shape[1] - max(row.limit for row in rows)
+        step = 0
+        while True:
+            ids, logprobs = choose_tokens(logits, decoding, [row.request.key for row in rows], step)
+            if logprobs is not None:
+                for row, value in zip(rows, logprobs.tolist(), strict=True):
+                    row.logprobs.append(value)
+            keep = [n for n, token in enumerate(ids.tolist()) if rows[n].accept(token, self._end_ids)]
+            if not keep:
+                return
+            if len(keep) < len(rows):
+                rows = [rows[n] for n in keep]
+                index = torch.tensor(keep, device=ids.device)
+                cache.reorder_cache(index)  # unlike batch_select_indices, recurrent layers have it too
+                ids, mask, positions = ids[index], mask[index], positions[index]
+            step += 1
+            positions = positions + 1
+            logits = self._forward(ids[:, None], mask[:, : columns + step], positions, cache)
+
+    def _prefill(self, rows: list[_Row], room: int) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:
+        """Run the prompts: logits [R, V], cache, mask [R, W + room] (new columns are 1), last positions [R, 1]."""
+        import torch
+
+        prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
+        place = {prompt: n for n, prompt in enumerate(prompts)}
+        columns = max(map(len, prompts))
+        padded = [[0] * (columns - len(prompt)) + list(prompt) for prompt in prompts]
+        filled = [[0] * (columns - len(prompt)) + [1] * (len(prompt) + room) for prompt in prompts]
+        ids = torch.tensor(padded, device=self._model.device)
+        mask = torch.tensor(filled, device=self._model.device)
+        positions = (mask[:, :columns].cumsum(-1) - 1).clamp_(min=0)
+        cache = _new_cache(self._model.config)
+        logits = self._forward(ids, mask[:, :columns], positions, cache)
+        positions = positions[:, -1:]
+        if len(prompts) < len(rows):  # several samples of one prompt
+            index = torch.tensor([place[row.request.prompt_ids] for row in rows], device=ids.device)
+            cache.reorder_cache(index)
+            logits, mask, positions = logits[index], mask[index], positions[index]
+        return logits, cache, mask, positions
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Logits of the last column, float32 [R, V]; the cache takes up the tokens."""
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in optional.items() if name in self._accepts},
+        )
+        return output.logits[:, -1].float()

@@ -1,0 +1,139 @@
+"""Recipes: flat YAML files whose keys are option names, read strictly.
+
+A key that is no option, a duplicate, a tag, an anchor or a nested value is an error with its line, because a
+recipe that is half understood trains the wrong model. Scalars follow the YAML 1.2 core schema: ``1e-4`` is a
+number and ``no`` is a word (PyYAML's 1.1 rules say the opposite of both).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolbox.shell.errors import BadRecipe, MissingInput
+
+MAX_RECIPE = 1 << 20
+
+_NULL = re.compile(r"null|Null|NULL|~|")
+_TRUE = re.compile(r"true|True|TRUE")
+_FALSE = re.compile(r"false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting of a recipe and the line it stands on."""
+
+    key: str
+    value: Any
+    line: int
+
+
+def scalar(text: str) -> Any:
+    """A plain (unquoted) YAML scalar by the 1.2 core schema; infinities and NaN stay text."""
+    if _NULL.fullmatch(text):
+        return None
+    if _TRUE.fullmatch(text):
+        return True
+    if _FALSE.fullmatch(text):
+        return False
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def read_recipe(path: str | Path) -> list[Entry]:
+    """The settings in the file ``path``, in order.
+
+    Raises MissingInput (66) or BadRecipe (78) naming file and line.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise MissingInput(f"{path}: no such recipe", "recipes of this project lie under recipes/") from None
+    if len(text) > MAX_RECIPE:
+        raise BadRecipe(f"{path}: larger than {MAX_RECIPE:,} bytes")
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise BadRecipe(f"{path}:{line}: anchors and aliases are not allowed", "write the value out")
+            if getattr(event, "tag", None):
+                raise BadRecipe(f"{path}:{line}: tags are not allowed", "write the plain value")
+        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise BadRecipe(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise BadRecipe(f"{path}: not valid YAML: {error}") from None
+    if len(documents) > 1:
+        raise BadRecipe(f"{path}: more than one YAML document", "one recipe a file")
+    if not documents or documents[0] is None:
+        return []
+    return list(_entries(documents[0], str(path)))
+
+
+def _entries(root: Any, path: str) -> Iterable[Entry]:
+    import yaml
+
+    if not isinstance(root, yaml.MappingNode):
+        raise BadRecipe(f"{path}:1: a recipe is a list of `option: value` lines")
+    seen: dict[str, int] = {}
+    for key_node, value_node in root.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise BadRecipe(f"{path}:{line}: a key must be an option name")
+        key = key_node.value
+        if key in seen:
+            raise BadRecipe(f"{path}:{line}: `{key}` stands on line {seen[key]} already", "keep one of them")
+        seen[key] = line
+        yield Entry(key, _value(value_node, path), line)
+
+
+def _value(node: Any, path: str) -> Any:
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        return scalar(node.value) if node.style is None else node.value
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return [_value(item, path) for item in node.value]
+    raise BadRecipe(f"{path}:{node.start_mark.line + 1}: a value is a scalar or a flat list", "recipes are flat")
+
+
+def unknown_key(path: str, entry: Entry, known: Collection[str]) -> BadRecipe:
+    """The complaint about a key that is no option, with the nearest option name."""
+    near = difflib.get_close_matches(entry.key, sorted(known), n=1)
+    advice = f"did you mean `{near[0]}`?" if near else "see --help for the option names"
+    return BadRecipe(f"{path}:{entry.line}: `{entry.key}` is not an option of this command", advice)
+
+
+def write_recipe(settings: Mapping[str, Any]) -> str:
+    """``settings`` as recipe text that ``read_recipe`` reads back to the same values; None is left out."""
+    lines = [f"{key}: {_render(value)}" for key, value in settings.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _render(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_render(item) for item in value) + "]"
+    text = str(value)
+    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+=-]*", text) and isinstance(scalar(text), str)
+    if plain:
+        return text
+    import json
+
+    return json.dumps(text)

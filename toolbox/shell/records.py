@@ -1,0 +1,323 @@
+"""Records as they come in: JSON lines or one JSON array, validated at the edge, unknown fields kept.
+
+Every complaint names the place: ``FILE:LINE: $.field: what``. Schemas are msgspec Structs; a command says which
+shapes it takes and each record is checked against the first shape whose defining fields it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal
+
+import msgspec
+
+from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.streams import MAX_LINE, Streams, damaged_is_bad_data, display_name, iter_lines, open_source
+
+MAX_ARRAY = 1 << 30
+"""Largest accepted JSON array in bytes; lines have no such bound."""
+
+MAX_DEPTH = 64
+"""Deepest accepted nesting: what goes out must be readable by any other tool."""
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Identifier = str | int | None
+
+
+class Message(msgspec.Struct):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class QuestionAnswer(msgspec.Struct):
+    """A question and its answer, as in TOFU."""
+
+    needs: ClassVar[tuple[str, ...]] = ("question", "answer")
+    question: Text
+    answer: Text
+    id: Identifier = None
+
+
+class PromptCompletion(msgspec.Struct):
+    """A prompt and its completion, as in TRL."""
+
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    prompt: Text
+    completion: Text
+    id: Identifier = None
+
+
+class Conversation(msgspec.Struct):
+    """Turns with roles."""
+
+    needs: ClassVar[tuple[str, ...]] = ("messages",)
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    id: Identifier = None
+
+
+class PlainText(msgspec.Struct):
+    """A text without roles."""
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    text: Text
+    id: Identifier = None
+
+
+class Prompt(msgspec.Struct):
+    """Something to complete, as one string."""
+
+    needs: ClassVar[tuple[str, ...]] = ("prompt",)
+    prompt: Text
+    id: Identifier = None
+    variant: str | None = None
+
+
+class PromptMessages(msgspec.Struct):
+    """Something to complete, as turns; where a ``prompt`` stands beside it, it serves models without chat template."""
+
+    needs: ClassVar[tuple[str, ...]] = ("messages",)
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    prompt: Text | None = None
+    id: Identifier = None
+    variant: str | None = None
+
+
+class Path(msgspec.Struct):
+    """A completed prompt: the row that came in, and what a model wrote. One line a sample."""
+
+    id: str
+    path_id: Annotated[str, msgspec.Meta(description="id/sample, or id/variant/sample")]
+    sample: int
+    model: str
+    completion: str
+    finish_reason: Literal["stop", "length", "error"]
+    n_prompt_tokens: int
+    n_completion_tokens: int
+    logprobs: list[float] | None = None
+
+
+TRAINING_SHAPES: tuple[type[msgspec.Struct], ...] = (Conversation, QuestionAnswer, PromptCompletion, PlainText)
+"""What can be learned from or unlearned."""
+
+PROMPT_SHAPES: tuple[type[msgspec.Struct], ...] = (PromptMessages, Prompt)
+"""What can be completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One validated record: ``data`` is what came in (renamed by ``--map``), ``value`` its typed form."""
+
+    data: dict[str, Any]
+    value: Any
+    id: str
+    file: str
+    line: int | None
+    index: int
+
+    def bad(self, what: str, advice: str | None = None, field: str | None = None) -> BadData:
+        """A complaint about this record, to be raised by whoever finds it."""
+        return BadData(what, advice, file=self.file, line=self.line, field=field)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A training row in one form: ``messages`` (role and content) or ``text``; ``shape`` tells which it was."""
+
+    id: str
+    messages: tuple[dict[str, str], ...] | None
+    text: str | None
+    shape: str
+    file: str
+    line: int | None
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line is not None else self.file
+
+
+def training_row(record: Record) -> Row:
+    """The training row in a record of one of ``TRAINING_SHAPES``."""
+    value = record.value
+    messages: tuple[dict[str, str], ...] | None = None
+    text = None
+    match value:
+        case QuestionAnswer():
+            messages = (_turn("user", value.question), _turn("assistant", value.answer))
+        case PromptCompletion():
+            messages = (_turn("user", value.prompt), _turn("assistant", value.completion))
+        case Conversation():
+            messages = tuple(_turn(message.role, message.content) for message in value.messages)
+            if not any(message["role"] == "assistant" for message in messages):
+                raise record.bad("no assistant turn to learn from", "add one, or use `text`", "$.messages")
+        case PlainText():
+            text = value.text
+    return Row(record.id, messages, text, type(value).__name__, record.file, record.line)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def parse_map(pairs: Sequence[str]) -> dict[str, str]:
+    """``("question=text", "answer=labels")`` as ``{"text": "question", "labels": "answer"}`` (old name to new)."""
+    renames: dict[str, str] = {}
+    for pair in (part for group in pairs for part in group.split(",") if part):
+        new, equals, old = pair.partition("=")
+        if not (equals and new and old):
+            raise UsageProblem(f"--map {pair}: expected NEW=OLD", "as in --map question=text,answer=labels")
+        if old in renames or new in renames.values():
+            raise UsageProblem(f"--map {pair}: a field is renamed twice")
+        renames[old] = new
+    return renames
+
+
+def _depth(value: Any, limit: int) -> bool:
+    if isinstance(value, dict):
+        return limit > 0 and all(_depth(item, limit - 1) for item in value.values())
+    if isinstance(value, list):
+        return limit > 0 and all(_depth(item, limit - 1) for item in value)
+    return True
+
+
+def decode(raw: bytes | msgspec.Raw, file: str, line: int | None, field: str | None = None) -> dict[str, Any]:
+    """One JSON object from bytes; BadData with the place otherwise."""
+
+    def bad(what: str, advice: str | None = None) -> BadData:
+        return BadData(what, advice, file=file, line=line, field=field)
+
+    try:
+        data = msgspec.json.decode(raw)
+    except RecursionError:
+        raise bad("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise bad("not UTF-8 text", "convert the file to UTF-8") from None
+    except msgspec.MsgspecError as error:
+        reason = str(error).split(" - at ")[0]
+        raise bad(f"not valid JSON: {reason}", "one JSON object a line, or one array of objects") from None
+    if not isinstance(data, dict):
+        raise bad(f"expected an object, got {type(data).__name__}", "one JSON object a line, or one array of objects")
+    if not _depth(data, MAX_DEPTH):
+        raise bad(f"nested more than {MAX_DEPTH} levels deep")
+    return data
+
+
+def _elements(handle: BinaryIO, name: str) -> Iterator[tuple[int | None, str | None, bytes | msgspec.Raw]]:
+    """``(line, field prefix, raw JSON)`` of each record: a first byte ``[`` means one array, else lines."""
+    with damaged_is_bad_data(name):
+        head = handle.peek(1024)[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
+    if not head.startswith(b"["):
+        for number, line in iter_lines(handle, name):
+            yield number, None, line
+        return
+    with damaged_is_bad_data(name):
+        whole = handle.read(MAX_ARRAY + 1)
+    if len(whole) > MAX_ARRAY:
+        raise BadData(f"a JSON array of more than {MAX_ARRAY:,} bytes", "use JSON lines: jq -c '.[]'", file=name)
+    try:
+        raws = msgspec.json.decode(whole.removeprefix(b"\xef\xbb\xbf"), type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadData(f"not valid JSON: {error}", "one JSON object a line, or one array", file=name) from None
+    for position, raw in enumerate(raws):
+        if len(raw) > MAX_LINE:
+            raise BadData(f"a record of more than {MAX_LINE:,} bytes", file=name, field=f"$[{position}]")
+        yield None, f"$[{position}]", raw
+
+
+class RecordReader:
+    """Reads records of the given shapes; counts what it skipped.
+
+    ``on_bad="skip"`` leaves bad records out and hands each one, as it came and with the complaint, to ``rejects``
+    where that is given; ``"fail"`` raises at the first. ``renames`` maps old field names to new ones.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[type[msgspec.Struct]],
+        *,
+        renames: dict[str, str] | None = None,
+        on_bad: str = "fail",
+        rejects: Callable[[bytes, BadData], None] | None = None,
+    ) -> None:
+        self.shapes = tuple(shapes)
+        self.renames = renames or {}
+        self.on_bad = on_bad
+        self.rejects = rejects
+        self.skipped = 0
+        self.read = 0
+
+    def __call__(self, handle: BinaryIO, name: str) -> Iterator[Record]:
+        """Yield the records of one open source; ``name`` is what messages call it."""
+        name = display_name(name)
+        for line, prefix, raw in _elements(handle, name):
+            try:
+                record = self._record(raw, name, line, prefix)
+            except BadData as problem:
+                self.bad(problem, bytes(raw))
+                continue
+            self.read += 1
+            yield record
+
+    def bad(self, problem: BadData, raw: bytes) -> None:
+        """Deal with a bad record by ``on_bad``: raise, or count it and write it to the rejects."""
+        if self.on_bad == "fail":
+            raise problem from None
+        self.skipped += 1
+        if self.rejects is not None:
+            self.rejects(raw, problem)
+
+    def _record(self, raw: bytes | msgspec.Raw, name: str, line: int | None, prefix: str | None) -> Record:
+        data = decode(raw, name, line, prefix)
+        for old, new in self.renames.items():
+            if old in data:
+                if new in data:
+                    raise BadData(f"--map would overwrite `{new}`", file=name, line=line, field=prefix)
+                data[new] = data.pop(old)
+        shape = self._shape(data, name, line, prefix)
+        try:
+            value = msgspec.convert(data, shape)
+        except msgspec.ValidationError as error:
+            what, _, place = str(error).partition(" - at `")
+            field = (prefix or "$") + (place.rstrip("`").removeprefix("$") if place else "")
+            raise BadData(what, None, file=name, line=line, field=field) from None
+        index = self.read + self.skipped
+        identifier = getattr(value, "id", None)
+        return Record(data, value, str(line or index + 1) if identifier is None else str(identifier), name, line, index)
+
+    def _shape(self, data: dict[str, Any], name: str, line: int | None, prefix: str | None) -> type[msgspec.Struct]:
+        for shape in self.shapes:
+            if all(data.get(need) is not None for need in shape.needs):  # type: ignore[attr-defined]
+                return shape
+        wanted = ", or ".join("+".join(shape.needs) for shape in self.shapes)  # type: ignore[attr-defined]
+        found = ", ".join(sorted(data)[:12]) or "none"
+        raise BadData(
+            f"no known shape: expected {wanted}; found fields: {found}",
+            "rename fields with --map new=old",
+            file=name,
+            line=line,
+            field=prefix,
+        )
+
+
+def read_records(name: str, streams: Streams, reader: RecordReader, role: str = "the input") -> Iterator[Record]:
+    """Open ``name`` (or stdin for ``-``) and yield its records."""
+    with open_source(name, streams, role) as handle:
+        yield from reader(handle, name)
+
+
+def write_rejects(path: str, rejected: Sequence[bytes]) -> None:
+    """Write skipped records as they came, one a line."""
+    from toolbox.shell.files import atomic_file
+
+    with atomic_file(path) as handle:
+        handle.writelines(raw + b"\n" for raw in rejected)
+
+
+def json_schema(shapes: Iterable[type[msgspec.Struct]]) -> dict[str, Any]:
+    """The JSON Schema of records that have any one of ``shapes``."""
+    (schemas, components) = msgspec.json.schema_components(tuple(shapes), ref_template="#/$defs/{name}")
+    for definition in components.values():  # unknown fields pass through
+        definition.setdefault("additionalProperties", True)
+    return {"anyOf": list(schemas), "$defs": components}

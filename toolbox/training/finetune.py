@@ -1,0 +1,371 @@
+"""The heavy half of a language-model training run: processes, model, loop, evaluation, the finished directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolbox.models.load import ModelSource, find_model
+from toolbox.shell.command import Invocation
+from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
+from toolbox.shell.records import Row
+from toolbox.shell.streams import JsonlWriter, process_rank
+from toolbox.training.language import (
+    Brief,
+    Task,
+    check_adapter_options,
+    fingerprint,
+    read_sets,
+    state_to_resume,
+    stop_condition,
+    watch_files,
+)
+from toolbox.training.prepare import choose_parameters, encode_row, make_optimizer, without_dropout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from toolbox.models.chat import Chat, Encoded
+    from toolbox.models.token_loss import TokenLoss
+
+EVENTS_FILE = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run, as the task's own ending needs it. ``events`` are all events, those of resumed parts included."""
+
+    directory: Path
+    events: list[dict[str, Any]]
+    done: dict[str, Any]
+    source: ModelSource
+    model: Any
+    tokenizer: Any
+
+
+def train(task: Task, call: Invocation, finish: Any = None) -> None:
+    """Run ``task`` from its options to a finished output directory.
+
+    ``finish(outcome)`` is called on rank 0 when the result stands under its final name. Raises what the house's exit
+    codes name; nothing half-done stays under ``--out``.
+    """
+    options = task.options
+    source = find_model(options.model, trust_remote_code=options.trust_remote_code)
+    check_adapter_options(options, source.kind)
+    watches = watch_files(options)
+    stop_condition(options, [*task.watched_names(), *watches])
+    leader = process_rank() == 0
+    with ExitStack() as stack:
+        out = None
+        brief = Brief()
+        if leader:
+            if not call.dry_run:
+                out = stack.enter_context(
+                    OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
+                )
+            brief = _brief(task, call, out, watches)
+        if call.dry_run:
+            if leader:
+                from toolbox.training.dry_run import show_plan
+
+                show_plan(task, call, source, brief)
+            return
+        run = _Run(task, call, source, brief, out)
+        if run.brief.finished:
+            run.repeat_done()
+            return
+        outcome = run.go()
+        if outcome is not None and finish is not None:
+            finish(outcome)
+
+
+def _brief(task: Task, call: Invocation, out: OutputDirectory | None, watches: Mapping[str, str]) -> Brief:
+    """Read and check everything (rank 0)."""
+    import os
+
+    if out is not None and out.finished:
+        return Brief(finished=True)
+    sets = task.arrange(read_sets(call, task.options, {**task.inputs(), **watches}), call)
+    marks = fingerprint(call, task.options, sets.digests, int(os.environ.get("WORLD_SIZE", "1")))
+    state = state_to_resume(out.partial, marks) if out is not None and out.resumed else None
+    return Brief(
+        sets.train,
+        sets.watched,
+        sets.digests,
+        str(out.partial) if out is not None else None,
+        str(state) if state else None,
+        marks,
+    )
+
+
+class _Run:
+    """One training run in one process."""
+
+    def __init__(
+        self, task: Task, call: Invocation, source: ModelSource, brief: Brief, out: OutputDirectory | None
+    ) -> None:
+        from toolbox.training.processes import broadcast_bytes, start_processes
+
+        self.task, self.call, self.options, self.source, self.out = task, call, task.options, source, out
+        self.began = time.time()
+        self.accelerator: Accelerator = start_processes(
+            self.options.precision, self.options.tracker, brief.partial or self.options.out
+        )
+        leader = self.accelerator.is_main_process
+        self.brief = Brief.decode(broadcast_bytes(self.accelerator, brief.encode() if leader else None))
+        self.writer = JsonlWriter(call.streams, trainer=True)
+        self.reporter = call.reporter
+
+    # -- one run ------------------------------------------------------------------------------------------------------
+    def go(self) -> Outcome | None:
+        """Train; returns the outcome on rank 0, None elsewhere."""
+        import torch
+
+        torch.manual_seed(self.options.seed)
+        tokenizer, chat = self._tokenizer()
+        encoded = {name: self._encode(chat, rows, name) for name, rows in self.brief.train.items()}
+        watched = {name: self._encode(chat, rows, name) for name, rows in self.brief.watched.items()}
+        model, head = self._model()
+        parameters = sum(p.numel() for p in model.parameters())
+        lr = self.task.auto_lr(parameters) if self.options.lr == "auto" else float(self.options.lr)
+        plan = self.task.plan({name: len(rows) for name, rows in encoded.items()})
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        loop = self._loop(head, self.task.objective(encoded, pad), plan, lr, watched, pad)
+        start = {
+            "event": "start",
+            "command": self.call.command,
+            "settings": self.call.settings,
+            "rows": {name: len(rows) for name, rows in encoded.items()},
+            "parameters": parameters,
+            "trainable": sum(p.numel() for p in loop.parameters),
+            "lr": lr,
+            "steps": plan.steps,
+            "processes": self.accelerator.num_processes,
+            "template": chat.name,
+        }
+        self._say_start(start, source_of_rows=encoded)
+        events = self._run_loop(loop, start)
+        return self._finish(loop, model, tokenizer, chat, events, start)
+
+    def _tokenizer(self) -> tuple[Any, Chat]:
+        from toolbox.models.chat import Chat
+        from toolbox.models.load import load_tokenizer, prepare
+
+        with self.accelerator.main_process_first():
+            prepare(self.source, self.reporter.note)
+        tokenizer = load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
+        return tokenizer, Chat(tokenizer, self.options.template, self.options.system)
+
+    def _encode(self, chat: Chat, rows: Sequence[Row], name: str) -> list[Encoded]:
+        """Token rows; a row without a labelled token is bad data, or left out with ``--on-bad skip``."""
+        encoded = []
+        empty = 0
+        for row in rows:
+            one = encode_row(chat, row, self.options.loss_on, self.options.max_length)
+            if one.n_labelled:
+                encoded.append(one)
+                continue
+            empty += 1
+            if self.options.on_bad == "fail":
+                raise BadData(
+                    f"no labelled token within --max-length {self.options.max_length}",
+                    "raise --max-length, or leave such rows out with --on-bad skip",
+                    file=row.file,
+                    line=row.line,
+                )
+        if empty:
+            self.reporter.warn(f"{name}: {empty} rows without a labelled token left out")
+        if not encoded:
+            raise BadData(f"the {name} set has no labelled token", "raise --max-length")
+        return encoded
+
+    def _model(self) -> tuple[Any, TokenLoss]:
+        from toolbox.models.load import load_model
+        from toolbox.models.token_loss import TokenLoss
+
+        model = load_model(self.source, dtype="fp32", trust_remote_code=self.options.trust_remote_code)
+        if getattr(model.config, "quantization_config", None) is not None:
+            raise UsageProblem("the model is quantised; its weights cannot be trained", "use the unquantised model")
+        if self.source.kind == "adapter":
+            model = model.merge_and_unload()
+        without_dropout(model)
+        if self.options.grad_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.options.lora_r:
+            from toolbox.models.adapters import add_lora
+
+            model = add_lora(
+                model, r=self.options.lora_r, alpha=self.options.lora_alpha,
+                targets=list(self.options.lora_targets) or None, seed=self.options.seed,
+            )  # fmt: skip
+            if self.options.grad_checkpointing:
+                model.enable_input_require_grads()
+        else:
+            model.requires_grad_(True)
+            choose_parameters(model, self.options.train_params)
+        return model, TokenLoss(model, self.options.loss_chunk)
+
+    def _loop(
+        self, head: TokenLoss, objective: Any, plan: Any, lr: float, watched: Mapping[str, list[Encoded]], pad: int
+    ) -> Any:
+        from toolbox.training.loop import Loop, LoopSettings
+
+        optimizer = make_optimizer(head, self.options, lr)
+        prepared, optimizer = self.accelerator.prepare(head, optimizer)
+        evaluate = partial(self._evaluate, prepared, watched, pad) if watched else None
+        settings = LoopSettings(
+            lr, self.options.warmup, self.options.schedule, self.options.max_grad_norm, self.options.micro_batch,
+            self.options.eval_every, self.options.save_every,
+        )  # fmt: skip
+        stop = stop_condition(self.options, list(watched))
+        state_dir = Path(self.brief.partial) if self.brief.partial and self.options.save_every != 0 else None
+        loop = Loop(
+            self.accelerator, prepared, objective, [optimizer], plan, settings, evaluate=evaluate, stop_when=stop,
+            state_dir=state_dir, fingerprint=self.brief.fingerprint,
+        )  # fmt: skip
+        if self.brief.state is not None:
+            loop.resume(Path(self.brief.state))
+        return loop
+
+    def _evaluate(self, model: Any, watched: Mapping[str, Sequence[Encoded]], pad: int) -> dict[str, dict[str, float]]:
+        from toolbox.training.evaluate import evaluate_sets
+
+        return evaluate_sets(self.accelerator, model, watched, pad, self.options.seed)
+
+    # -- saying -------------------------------------------------------------------------------------------------------
+    def _say_start(self, start: dict[str, Any], source_of_rows: Mapping[str, Sequence[Encoded]]) -> None:
+        rows = ", ".join(f"{len(rows)} {name}" for name, rows in source_of_rows.items())
+        self.reporter.note(
+            f"{start['trainable'] / 1e6:.1f} M of {start['parameters'] / 1e6:.1f} M parameters, {rows} rows, "
+            f"{start['steps']} steps at lr {start['lr']:g}, template {start['template']}"
+        )
+
+    def _run_loop(self, loop: Any, start: dict[str, Any]) -> list[dict[str, Any]]:
+        """Drive the loop; events go to stdout, to the events file and to trackers."""
+        events: list[dict[str, Any]] = []
+        log = None
+        leader = self.accelerator.is_main_process
+        if self.options.tracker:
+            self.accelerator.init_trackers(self.call.command, {k: str(v) for k, v in self.call.settings.items()})
+        if leader:
+            path = Path(str(self.brief.partial)) / EVENTS_FILE
+            if loop.step:
+                events = _kept_events(path, loop.step)
+                self.writer.write({"event": "resume", "step": loop.step})
+                self.reporter.note(f"goes on behind step {loop.step}")
+            path.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
+            log = path.open("ab")
+        try:
+            with self.reporter.progress("step", loop.plan.steps) as bar:
+                bar.advance(loop.step)
+                for event in chain([] if events else [start], loop.run()):
+                    events.append(event)
+                    if log is not None:
+                        self.writer.write(event)
+                        log.write(msgspec.json.encode(event) + b"\n")
+                        log.flush()
+                    self._follow(event, bar)
+        finally:
+            if log is not None:
+                log.close()
+        if self.options.tracker:
+            self.accelerator.end_training()
+        return events
+
+    def _follow(self, event: dict[str, Any], bar: Any) -> None:
+        from toolbox.training.loop import flat
+
+        if event["event"] == "step":
+            bar.advance(1, f"loss {event['loss']:.4f}")
+        numbers = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "step"}
+        if event["event"] == "eval":
+            numbers |= flat(event["sets"])
+            text = ", ".join(f"{name} ES {m['es']:.3f} P {m['prob']:.3f}" for name, m in event["sets"].items())
+            self.reporter.note(f"step {event['step']}: {text}")
+        if self.options.tracker and event["event"] in ("step", "eval"):
+            self.accelerator.log(numbers, step=event["step"])
+
+    # -- finishing ----------------------------------------------------------------------------------------------------
+    def _finish(
+        self, loop: Any, model: Any, tokenizer: Any, chat: Chat, events: list[dict[str, Any]], start: dict[str, Any]
+    ) -> Outcome | None:
+        from toolbox.training.save import save_model
+
+        done = {
+            "event": "done",
+            "model": self.options.out,
+            "steps": loop.step,
+            "stopped": loop.stopped,
+            "before": loop.start_metrics,
+            "after": loop.metrics,
+            "seconds": round(sum(e.get("seconds", 0.0) for e in events), 3),
+        }
+        state_dict = self.accelerator.get_state_dict(loop.model) if loop.sharded else None
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return None
+        assert self.out is not None
+        events.append(done)
+        with (self.out.partial / EVENTS_FILE).open("ab") as log:
+            log.write(msgspec.json.encode(done) + b"\n")
+        inputs = dict(self.brief.digests)
+        save_model(
+            self.out.partial, model, tokenizer, chat,
+            command=self.call.command, settings=self.call.settings, seed=self.options.seed, inputs=inputs,
+            source=self.source, state_dict=state_dict, adapter=self.options.lora_r > 0,
+        )  # fmt: skip
+        record = {
+            "command": self.call.command,
+            "settings": self.call.settings,
+            "template": chat.name,
+            "system": self.options.system,
+            "base": self.options.model,
+            "inputs": inputs,
+            "start": {k: v for k, v in start.items() if k not in ("event", "settings", "command")},
+            "done": done,
+            "versions": {name: version(name) for name in ("toolbox-ten", "torch", "transformers", "accelerate")},
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
+            "wall_seconds": round(time.time() - self.began, 1),
+        }
+        with atomic_file(self.out.partial / RUN_FILE) as handle:
+            handle.write(json.dumps(record, indent=2).encode() + b"\n")
+        self.out.commit()
+        self.writer.write(done)
+        self.writer.close()
+        self.reporter.note(f"wrote {self.options.out} ({loop.step} steps, stopped by {loop.stopped})")
+        self.accelerator.wait_for_everyone()
+        return Outcome(self.out.final, events, done, self.source, model, tokenizer)
+
+    def repeat_done(self) -> None:
+        """``--resume`` of a run that is finished: say so and write its last event again."""
+        if not self.accelerator.is_main_process:
+            return
+        record = json.loads((Path(self.options.out) / RUN_FILE).read_text())
+        self.reporter.note(f"{self.options.out} is finished; nothing to do")
+        self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
+        self.writer.close()
+
+
+def _kept_events(path: Path, step: int) -> list[dict[str, Any]]:
+    """Events of the interrupted part up to ``step``; a torn last line and later events are dropped."""
+    kept = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            event = msgspec.json.decode(line)
+        except msgspec.MsgspecError:
+            break
+        if event.get("step", 0) > step:
+            break
+        kept.append(event)
+    return kept

@@ -1,0 +1,309 @@
+"""The one training loop.
+
+A step takes a window of rows, runs the objective's passes over it in order (micro-batches, gradients reduced on the
+last one), lets the objective look at the gradients, clips, and steps the optimisers. What is watched, saved and said
+happens between steps. The loop knows nothing about tokens, forgetting or files of results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from toolbox.shell.errors import TryAgain
+from toolbox.training.objective import Objective
+from toolbox.training.processes import sum_over_processes
+from toolbox.training.state import RunState, TrainingTensors, load_tensors, read_state, save_state
+from toolbox.training.stopping import StopWhen
+from toolbox.training.windows import Plan, Window, share_out
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_SAVE_SECONDS = 60.0
+"""With ``save_every="auto"``: the least time between two saved states."""
+_SAVE_SHARE = 20.0
+"""... and so many times as long as the last saving took: it costs at most a twentieth of the run."""
+AUTO_TOKENS = 1024
+"""With ``micro_batch="auto"``: padded tokens of one backward pass."""
+
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How to step: schedule, clipping, splitting, saving, evaluating."""
+
+    lr: float
+    warmup: float = 0.0
+    schedule: str = "constant"
+    max_grad_norm: float = 0.0
+    micro_batch: int | str = "auto"
+    eval_every: int | str = "epoch"
+    save_every: int | str = "auto"
+
+
+def learning_rate(step: int, steps: int, lr: float, warmup: float, schedule: str) -> float:
+    """The learning rate of ``step`` (1-based) of ``steps``.
+
+    Linear from 0 over the warm-up (a number of steps, or below 1 a share of all), full at its end; then
+    ``constant``, or ``linear`` / half-``cosine`` to 0 just behind the last step.
+    """
+    warm = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    if step <= warm:
+        return lr * step / warm
+    share = (step - 1 - warm) / max(1, steps - warm)
+    match schedule:
+        case "linear":
+            return lr * (1 - share)
+        case "cosine":
+            return lr * 0.5 * (1 + math.cos(math.pi * share))
+        case _:
+            return lr
+
+
+class Loop:
+    """Runs a plan; iterate ``run()`` for its events.
+
+    Args:
+        accelerator: from ``start_processes``.
+        model: the module whose forward the objective calls (already prepared by ``prepare``).
+        optimizers: one or more, over disjoint parameters; a group's ``scale`` multiplies the learning rate.
+        clipped: parameters inside the gradient-norm clip (default: all trained ones).
+        evaluate: gives ``{set: {"n", "es", "prob"}}``; called on every rank.
+        state_dir: where states are saved; None saves nothing.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        objective: Objective,
+        optimizers: Sequence[torch.optim.Optimizer],
+        plan: Plan,
+        settings: LoopSettings,
+        *,
+        clipped: Sequence[nn.Parameter] | None = None,
+        evaluate: Callable[[], Metrics] | None = None,
+        stop_when: StopWhen | None = None,
+        state_dir: Path | None = None,
+        fingerprint: dict[str, Any] | None = None,
+    ) -> None:
+        self.accelerator, self.model, self.objective = accelerator, model, objective
+        self.optimizers, self.plan, self.settings = list(optimizers), plan, settings
+        self.evaluate, self.stop_when = evaluate, stop_when
+        self.state_dir, self.fingerprint = state_dir, fingerprint or {}
+        unwrapped = accelerator.unwrap_model(model)
+        named = {name: p for name, p in unwrapped.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
+        self.clipped = list(clipped) if clipped is not None else self.parameters
+        self.sharded = any(hasattr(p, "to_local") for p in self.parameters)
+        self.tensors = TrainingTensors(named, [getattr(o, "optimizer", o) for o in self.optimizers])
+        self.step = 0
+        self.start_metrics: Metrics = {}
+        self.metrics: Metrics = {}
+        self._measured = -1  # the step self.metrics belong to
+        self.stopped = "epochs"
+        self._interrupted = 0
+        self._last_save = time.monotonic()
+        self._save_cost = 0.0
+        self._saved = -1
+
+    # -- resuming -----------------------------------------------------------------------------------------------------
+    def resume(self, path: Path) -> None:
+        """Continue behind the state in ``path`` (its fingerprint has been checked)."""
+        state = read_state(path)
+        self.objective.load_state(self.tensors.restore(load_tensors(path, self.accelerator, self.sharded)))
+        self.step = self._saved = state.step
+        self.start_metrics = state.memory.get("start", {})
+        self.metrics = state.memory.get("metrics", {})
+        self._measured = state.memory.get("measured", -1)
+        self.stopped = state.memory.get("stopped", "epochs")
+
+    def save(self) -> None:
+        """Save the state behind the current step."""
+        if self.state_dir is None or self._saved == self.step:
+            return
+        began = time.monotonic()
+        memory = {
+            "start": self.start_metrics,
+            "metrics": self.metrics,
+            "measured": self._measured,
+            "stopped": self.stopped,
+        }
+        state = RunState(1, self.step, self.fingerprint, memory)
+        save_state(self.state_dir, state, self.tensors.collect(self.objective.state()), self.accelerator, self.sharded)
+        self._last_save = time.monotonic()
+        self._save_cost = self._last_save - began
+        self._saved = self.step
+
+    # -- running ------------------------------------------------------------------------------------------------------
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Yield ``step`` and ``eval`` events until the plan ends, the stop condition holds, or a signal asks to stop.
+
+        Raises TryAgain (75) after saving state on SIGINT/SIGTERM, or when a loss or gradient is not finite.
+        """
+        with self._signals():
+            if self.step == 0 and self.evaluate is not None:
+                yield self._evaluation()
+                self.start_metrics = self.metrics
+            while self.step < self.plan.steps and self.stopped == "epochs":
+                window = self.plan.window(self.step + 1)
+                event = self._step(window)
+                yield event
+                if self._due(window):
+                    yield self._evaluation()
+                if self._should_stop(event):
+                    assert self.stop_when is not None
+                    self.stopped = self.stop_when.text
+                self._between_steps()
+            if self.evaluate is not None and self._measured != self.step:
+                yield self._evaluation()
+
+    def _step(self, window: Window) -> dict[str, Any]:
+        began = time.monotonic()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        divisors: dict[str, float] = {}
+        self.model.train()
+        for stream in self.objective.streams:
+            divisors[stream] = sum(self.objective.units(stream, row) for row in window.rows[stream])
+            self._pass(stream, window.rows[stream], divisors[stream], sums)
+            self.objective.after_pass(stream, self.parameters)
+        self.objective.before_step(self.parameters)
+        names = sorted(sums)
+        local = torch.stack([sums[name] for name in names]).tolist() if names else []
+        report = self.objective.report(
+            dict(zip(names, sum_over_processes(self.accelerator, local), strict=True)), divisors
+        )
+        norm = self._clip()
+        if not (math.isfinite(report["loss"]) and math.isfinite(norm)):
+            self._give_up(window.step, report["loss"], norm)
+        lr = learning_rate(window.step, self.plan.steps, self.settings.lr, self.settings.warmup, self.settings.schedule)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("scale", 1.0)
+            optimizer.step()
+        self.step = window.step
+        seconds = round(time.monotonic() - began, 3)
+        return {"event": "step", "step": window.step, "epoch": window.epoch, "lr": lr, **report, "grad_norm": norm,
+                "seconds": seconds}  # fmt: skip
+
+    def _pass(self, stream: str, rows: Sequence[int], divisor: float, sums: dict[str, Tensor]) -> None:
+        """One backward pass over ``rows``: this rank's micro-batches, gradients reduced on the last."""
+        wanted = self.settings.micro_batch
+        most = len(rows) if wanted == "auto" else int(wanted)
+        lengths = {row: self.objective.length(stream, row) for row in rows}
+        shares = share_out(
+            range(len(rows)),
+            [lengths[row] for row in rows],
+            self.accelerator.num_processes,
+            most,
+            AUTO_TOKENS if wanted == "auto" else None,
+        )
+        mine = shares[self.accelerator.process_index]
+        for number, places in enumerate(mine):
+            # Without rows of its own a rank still takes part, with weight 0, in what the others reduce.
+            batch = self.objective.batch(stream, [rows[place] for place in places] or [rows[0]])
+            last = number == len(mine) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, parts = self.objective.loss(self.model, stream, batch.to(self.accelerator.device), divisor)
+                if not places:
+                    loss = loss * 0.0
+                # Engines average gradients over ranks; ours are shares of a sum.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            for name, value in parts.items():
+                if places:
+                    sums[name] = sums.get(name, 0.0) + value.detach().double()
+                else:
+                    sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=value.device))
+
+    def _clip(self) -> float:
+        gradients = [p.grad for p in self.clipped if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        total = total.full_tensor() if hasattr(total, "full_tensor") else total
+        if self.settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.clipped, self.settings.max_grad_norm, total)
+        return float(total)
+
+    def _give_up(self, step: int, loss: float, norm: float) -> None:
+        self.save()  # the parameters are still those of the last good step
+        where = f"the state of step {self.step} is kept" if self.state_dir else "nothing was saved"
+        what = f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite; {where}"
+        raise TryAgain(what, "try a lower --lr, --max-grad-norm 1, or --precision fp32")
+
+    # -- between steps ------------------------------------------------------------------------------------------------
+    def _due(self, window: Window) -> bool:
+        if self.evaluate is None:
+            return False
+        if self.settings.eval_every == "epoch":
+            return window.ends_epoch
+        every = int(self.settings.eval_every)
+        return every > 0 and window.step % every == 0
+
+    def _evaluation(self) -> dict[str, Any]:
+        assert self.evaluate is not None
+        began = time.monotonic()
+        self.model.eval()
+        sets = self.evaluate()
+        self.metrics, self._measured = sets, self.step
+        return {"event": "eval", "step": self.step, "sets": sets, "seconds": round(time.monotonic() - began, 3)}
+
+    def _should_stop(self, event: dict[str, Any]) -> bool:
+        if self.stop_when is None:
+            return False
+        values: dict[str, float] = {"step": event["step"], "loss": event["loss"]}
+        if self.stop_when.needs_evaluation:
+            if self._measured != self.step:
+                return False
+            values |= flat(self.metrics)
+        return self.stop_when.met(values, flat(self.start_metrics))
+
+    def _between_steps(self) -> None:
+        if self.step == self.plan.steps or self.stopped != "epochs":
+            return
+        wanted = self.settings.save_every
+        if wanted == "auto":
+            due = time.monotonic() - self._last_save > max(_SAVE_SECONDS, _SAVE_SHARE * self._save_cost)
+        else:
+            due = int(wanted) > 0 and self.step % int(wanted) == 0
+        mine = [float(due and self.accelerator.is_main_process), float(self._interrupted)]
+        due_sum, interrupted = sum_over_processes(self.accelerator, mine)  # ranks must agree
+        if interrupted:
+            self.save()
+            kept = f"state saved behind step {self.step}" if self.state_dir else "nothing saved"
+            raise TryAgain(f"interrupted; {kept}", "the same command with --resume goes on")
+        if due_sum:
+            self.save()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM asks for a stop behind this step, the second ends the process at once."""
+
+        def ask(signum: int, _: Any) -> None:
+            if self._interrupted:
+                signal.signal(signum, signal.SIG_DFL)
+                signal.raise_signal(signum)
+            self._interrupted = 1
+
+        before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def flat(metrics: Metrics) -> dict[str, float]:
+    """``{"forget": {"es": 1}}`` as ``{"forget_es": 1}``."""
+    return {f"{name}_{key}": value for name, values in metrics.items() for key, value in values.items()}

@@ -1,0 +1,69 @@
+"""Getting rows, a model and an optimiser ready for training."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.records import Row
+from toolbox.training.language import TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from toolbox.models.chat import Chat, Encoded
+
+
+def encode_row(chat: Chat, row: Row, loss_on: str, max_length: int) -> Encoded:
+    """A row as tokens; BadData names the row's place."""
+    try:
+        if row.text is not None:
+            return chat.encode_text(row.text, max_length=max_length)
+        assert row.messages is not None
+        return chat.encode(row.messages, loss_on=loss_on, max_length=max_length)
+    except BadData as problem:
+        raise BadData(problem.reason, problem.advice, file=row.file, line=row.line, field=problem.field) from None
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switch dropout off: with it a step would depend on how its window is split."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "hidden_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def choose_parameters(model: torch.nn.Module, pattern: str | None) -> None:
+    """Freeze every parameter whose name does not match ``pattern``."""
+    if pattern is None:
+        return
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise UsageProblem(f"--train-params {pattern}: {error}", "a Python regular expression") from None
+    names = [name for name, _ in model.named_parameters()]
+    if not any(wanted.search(name) for name in names):
+        example = names[len(names) // 2]
+        raise UsageProblem(f"--train-params {pattern}: matches no parameter", f"names look like {example}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(wanted.search(name)))
+
+
+def make_optimizer(model: torch.nn.Module, options: TrainOptions, lr: float) -> torch.optim.Optimizer:
+    """AdamW (betas .9/.999, eps 1e-8) or plain SGD; weight decay on matrices only."""
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
