@@ -510,6 +510,35 @@ def test_of_many_runs_that_start_at_once_exactly_one_gets_the_output(tmp_path):
         assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("ending", ["discarded", "committed"])
+def test_a_run_that_ends_between_our_open_and_our_lock_is_noticed(tmp_path, monkeypatch, ending):
+    """Then the lock that is got is one of a file that is gone, and protects nothing."""
+    other = OutputDirectory(tmp_path / "out")
+    other.claim()
+    try_lock = files.try_lock
+
+    def late(descriptor):
+        monkeypatch.setattr(files, "try_lock", try_lock)
+        if ending == "committed":
+            (other.partial / "run.json").write_text("{}")
+            other.commit()
+        other.release()
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(files, "try_lock", late)
+    out = OutputDirectory(tmp_path / "out")
+    if ending == "committed":
+        with pytest.raises(CannotCreate, match="exists already"):
+            out.claim()
+        assert names(tmp_path) == ["out"]
+    else:
+        out.claim()
+        with pytest.raises(CannotCreate, match="another run"):
+            OutputDirectory(tmp_path / "out").claim()
+        out.release()
+        assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("states", [0, 2])
 def test_a_killed_run_is_recognised_continued_or_started_anew(tmp_path, child, states):
     run = child(RUN.format(overwrite=False, resume=False, states=states))
@@ -645,10 +674,9 @@ def test_a_forked_child_that_outlives_the_run_does_not_hold_the_output(tmp_path)
             os.close(write_end)
             os.read(read_end, 1)
             os._exit(0)
-        (out.partial / "run.json").write_text("{}")
-        out.commit()
-    with OutputDirectory(tmp_path / "out", overwrite=True) as again:
-        assert again.partial.exists()
+        (out.partial / "step-0001").mkdir()
+    with OutputDirectory(tmp_path / "out", resume=True) as again:
+        assert again.resumed
     os.close(write_end)
     os.close(read_end)
     os.waitpid(child, 0)

@@ -42,7 +42,7 @@ def schema() -> dict[str, Any]:
     lr_help="auto: 1e-4 below 500 M parameters, 2e-5 up to 3 B, else 1e-5.",
 )
 @groups.adapter_options()
-@groups.watching_options("none", eval_every="epoch")
+@groups.watching_options("", eval_every="epoch")
 @groups.launch_options()
 def main(call: Invocation, **values: Any) -> None:
     """Fine-tune a causal language model on FILE (default: stdin).

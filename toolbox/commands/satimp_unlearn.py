@@ -69,7 +69,7 @@ def _method() -> Decorator:
     epochs=5, batch_size=16, lr_help="auto: 5e-5 below 500 M parameters, 2e-5 up to 3 B, else 1e-5."
 )
 @groups.adapter_options()
-@groups.watching_options("forget and retain", eval_every="epoch")
+@groups.watching_options(" beside forget and retain", eval_every="epoch")
 @groups.launch_options()
 def main(call: Invocation, **values: Any) -> None:
     """Make a causal language model forget the rows of --forget and keep those of --retain (SatImp).

@@ -50,12 +50,10 @@ class TuneTask:
 
 def run(options: Options, call: Invocation) -> None:
     """Fine-tune and write ``options.out``; events go to stdout."""
+    from toolbox.training.figures import draw_training
     from toolbox.training.finetune import Outcome, train
 
     def finish(outcome: Outcome) -> None:
-        if options.plot is not None:
-            from toolbox.training.figures import draw_training
-
-            draw_training(outcome.events, options.plot, f"lm-tune: {options.model}")
+        draw_training(outcome.events, options.plot, f"lm-tune: {options.model}")
 
     train(TuneTask(options), call, finish)

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,9 +116,6 @@ def plan_batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | No
     return batches
 
 
-# ---------------------------------------------------------------------------------------------- choosing a token
-
-
 def noise_stream(seed: int, key: str, position: int) -> int:
     """The 64-bit number (signed) that all noise of one position of one request is drawn from."""
     name = f"{seed}:{position}:{key}".encode("utf-8", "surrogatepass")
@@ -176,8 +174,8 @@ def choose_tokens(
     if not bool(torch.isfinite(best).all()):
         raise BadData("the model's logits are not numbers", "its weights may be damaged, or too large for --dtype")
     if decoding.temperature > 0:
-        # relative to the best, so that a tiny temperature gives 0 and -inf instead of inf - inf
-        scores = (logits - best) / decoding.temperature
+        # relative to the best, so that a tiny temperature gives 0 and -inf, neither inf - inf nor 0 / 0
+        scores = (logits - best) / max(decoding.temperature, 1e-30)
         if decoding.top_p < 1:
             scores = scores.masked_fill(outside_nucleus(scores.softmax(-1), decoding.top_p), -math.inf)
         streams = [noise_stream(decoding.seed, key, position) for key in keys]
@@ -186,9 +184,6 @@ def choose_tokens(
     if decoding.logprobs:
         logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)).squeeze(-1)
     return ids.squeeze(-1), logprobs
-
-
-# ----------------------------------------------------------------------------------------------- tokens to text
 
 
 class _Text:
@@ -203,6 +198,8 @@ class _Text:
         self._tokenizer, self._stop = tokenizer, stop
         self._context = list(prompt_ids[-4:])
         self._before = self._decode(self._context)
+        if self._before.endswith("\ufffd"):  # the prompt ends inside a character: what follows stands alone
+            self._context, self._before = [], ""
         self._reach = max((len(text.encode("utf-8", "surrogatepass")) for text in stop), default=0) + 1
         self._whole = [0]  # counts of tokens after which no character was unfinished
 
@@ -257,9 +254,6 @@ class _Row:
             n_completion_tokens=len(self.ids),
             logprobs=tuple(self.logprobs) if logprobs else None,
         )
-
-
-# -------------------------------------------------------------------------------------------- the local backend
 
 
 @functools.cache
@@ -353,43 +347,47 @@ class LocalBackend:
         self._accepts = frozenset(inspect.signature(inner.forward).parameters)
         if "past_key_values" not in self._accepts:
             raise UsageProblem(f"{type(inner).__name__} keeps no key-value cache", "choose another model to generate")
-        self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.window: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    def room(self, request: Request, decoding: Decoding) -> int:
+        """How many new tokens ``request`` may get: as many as asked for, or as fit into the model's window.
+
+        An empty prompt, or one that leaves no room at all, is BadData: it is never cut, and never silently left
+        without an answer. Callers who know the file and the line of a row may ask here before they `complete`.
+        """
+        held, wanted = len(request.prompt_ids), decoding.max_new_tokens
+        if held == 0:
+            raise BadData("the prompt is empty", "a model needs at least one token to go on from")
+        if self.window is None:
+            return wanted
+        if held + min(wanted, 1) > self.window:
+            raise BadData(
+                f"the prompt has {held} tokens, too many for the model's window of {self.window}",
+                "prompt and completion share the window: shorten the prompt, or take a model with a longer window",
+            )
+        return min(wanted, self.window - held)
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
-        """One completion a request, in order.
-
-        An empty prompt, or one that leaves no room for a new token in the model's window, is BadData. A prompt that
-        leaves some room gets as many new tokens as fit, with the finish reason "length" if they do not suffice.
-        """
-        rows = [self._row(request, decoding) for request in requests]
+        """One completion a request, in order; errors as in `room`. Equal requests get equal completions."""
+        rows = [
+            _Row(request, self.room(request, decoding), _Text(self._tokenizer, request.prompt_ids, decoding.stop))
+            for request in requests
+        ]
         lengths = [len(request.prompt_ids) + decoding.max_new_tokens for request in requests]
         with _evaluating(self._model):
             for batch in plan_batches(lengths, self._batch_size, self._batch_tokens):
                 if decoding.max_new_tokens > 0:
-                    self._decode([rows[index] for index in batch], decoding)
+                    self._generate([rows[index] for index in batch], decoding)
         return [row.completion(decoding.logprobs) for row in rows]
 
-    def _row(self, request: Request, decoding: Decoding) -> _Row:
-        held, limit = len(request.prompt_ids), decoding.max_new_tokens
-        if held == 0:
-            raise BadData("the prompt is empty", "a model needs at least one token to go on from")
-        if self.window is not None:
-            if held + min(limit, 1) > self.window:
-                raise BadData(
-                    f"the prompt has {held} tokens, and the model's window of {self.window} holds prompt and completion",
-                    "shorten the prompt, choose a model with a longer window, or skip such rows with --on-bad skip",
-                )
-            limit = min(limit, self.window - held)
-        return _Row(request, limit, _Text(self._tokenizer, request.prompt_ids, decoding.stop))
-
-    def _decode(self, rows: list[_Row], decoding: Decoding) -> None:
-        """Generate for one batch until its last row has ended. Shapes: R live rows, W prompt columns, step s."""
+    def _generate(self, rows: list[_Row], decoding: Decoding) -> None:
+        """Decode one batch until its last row has ended."""
         import torch
 
-        logits, cache, mask, positions = self._prefill(rows, max(row.limit for row in rows))
-        columns = mask.shape[1] - max(row.limit for row in rows)
-        step = 0
-        while True:
+        room = max(row.limit for row in rows)
+        logits, cache, mask, positions = self._prefill(rows, room)
+        columns = mask.shape[1] - room
+        for step in itertools.count():
             ids, logprobs = choose_tokens(logits, decoding, [row.request.key for row in rows], step)
             if logprobs is not None:
                 for row, value in zip(rows, logprobs.tolist(), strict=True):
@@ -402,16 +400,14 @@ class LocalBackend:
                 index = torch.tensor(keep, device=ids.device)
                 cache.reorder_cache(index)  # unlike batch_select_indices, recurrent layers have it too
                 ids, mask, positions = ids[index], mask[index], positions[index]
-            step += 1
             positions = positions + 1
-            logits = self._forward(ids[:, None], mask[:, : columns + step], positions, cache)
+            logits = self._forward(ids[:, None], mask[:, : columns + step + 1], positions, cache)
 
     def _prefill(self, rows: list[_Row], room: int) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:
         """Run the prompts: logits [R, V], cache, mask [R, W + room] (new columns are 1), last positions [R, 1]."""
         import torch
 
         prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
-        place = {prompt: n for n, prompt in enumerate(prompts)}
         columns = max(map(len, prompts))
         padded = [[0] * (columns - len(prompt)) + list(prompt) for prompt in prompts]
         filled = [[0] * (columns - len(prompt)) + [1] * (len(prompt) + room) for prompt in prompts]
@@ -422,6 +418,7 @@ class LocalBackend:
         logits = self._forward(ids, mask[:, :columns], positions, cache)
         positions = positions[:, -1:]
         if len(prompts) < len(rows):  # several samples of one prompt
+            place = {prompt: n for n, prompt in enumerate(prompts)}
             index = torch.tensor([place[row.request.prompt_ids] for row in rows], device=ids.device)
             cache.reorder_cache(index)
             logits, mask, positions = logits[index], mask[index], positions[index]

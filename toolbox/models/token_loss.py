@@ -78,7 +78,7 @@ class _ChunkedNll(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int, head: _Head
     ) -> tuple[Tensor, Tensor]:
-        nll = hidden.new_empty(len(labels), dtype=torch.float32)
+        nll = hidden.new_empty(len(labels), dtype=torch.promote_types(hidden.dtype, torch.float32))
         hits = torch.empty_like(labels, dtype=torch.bool)
         log_norm = torch.empty_like(nll)
         kept = None
@@ -128,7 +128,8 @@ class _ChunkedNll(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> Tensor:
-    logits = (hidden.to(weight.dtype) @ weight.T).float()
+    logits = hidden.to(weight.dtype) @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         logits += bias
     if head.scale != 1.0:
@@ -151,7 +152,7 @@ def token_nll(
         head: scaling and soft-capping of the logits (``_Head``); none by default.
 
     Returns:
-        l (n,) in nats, fp32 whatever the model's dtype, differentiable; hits (n,) bool.
+        l (n,) in nats, differentiable, in fp32 (or float64 where the model is); hits (n,) bool.
     """
     return _ChunkedNll.apply(hidden, weight, bias, labels, chunk, head or _Head())
 

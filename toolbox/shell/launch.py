@@ -62,9 +62,7 @@ def quiet_environment(threads: int | None) -> None:
 
 def _configuration(processes: int | None) -> str:
     """An accelerate configuration for this machine: GPUs if there are any, gloo on the CPU otherwise."""
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = importlib.import_module("torch").cuda.device_count()
     if gpus and processes and processes > gpus:
         raise Unavailable(f"-j {processes}: this machine has {gpus} GPUs", "ask for fewer processes")
     return (

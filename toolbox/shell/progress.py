@@ -17,6 +17,9 @@ from toolbox.shell.streams import process_rank
 _PLAIN_EVERY = 15.0
 """Seconds between two plain lines when stderr is no terminal."""
 
+_PLAIN_WIDTH = 110
+"""Columns of a table when stderr is no terminal."""
+
 
 class Reporter:
     """Notes, tables and progress for people."""
@@ -32,7 +35,9 @@ class Reporter:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(file=sys.stderr, highlight=False, markup=False)
+            # Without a terminal rich assumes 80 columns and cuts tables; a log file has room.
+            width = None if sys.stderr.isatty() else _PLAIN_WIDTH
+            self._console = Console(file=sys.stderr, highlight=False, markup=False, width=width)
         return self._console
 
     def note(self, text: str) -> None:

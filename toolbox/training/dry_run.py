@@ -22,7 +22,8 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
     The last set's first row is shown as the model sees it, with its labelled tokens marked.
     """
     from toolbox.models.chat import Chat
-    from toolbox.models.load import count_parameters, load_tokenizer, prepare
+    from toolbox.models.facts import count_parameters
+    from toolbox.models.load import load_tokenizer, prepare
 
     options = task.options
     prepare(source, call.reporter.note)

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def draw_training(events: Sequence[dict[str, Any]], path: str, title: str) -> None:
-    """Draw ES and probability of every watched set over the steps, with intervals, to ``path`` (svg, png, pdf)."""
+def draw_training(events: Sequence[dict[str, Any]], paths: Sequence[str], title: str) -> None:
+    """Draw ES and probability of every watched set over the steps, with intervals, to each path (svg, png, pdf)."""
+    for path in paths:
+        _draw(events, path, title)
+
+
+def _draw(events: Sequence[dict[str, Any]], path: str, title: str) -> None:
     from toolbox.plots import Panel, Series, curves
 
     evaluations = [event for event in events if event["event"] == "eval"]

@@ -15,7 +15,15 @@ import msgspec
 
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, UsageProblem
-from toolbox.shell.records import TRAINING_SHAPES, RecordReader, Row, parse_map, read_records, training_row, write_rejects
+from toolbox.shell.records import (
+    TRAINING_SHAPES,
+    RecordReader,
+    Row,
+    parse_map,
+    read_records,
+    training_row,
+    write_rejects,
+)
 from toolbox.shell.streams import display_name
 from toolbox.training.stopping import STEP_NAMES, StopWhen, parse
 
@@ -58,17 +66,18 @@ class TrainOptions:
     watch: tuple[str, ...] = ()
     stop_when: str | None = None
     save_every: int | str = "auto"
-    plot: str | None = None
+    plot: tuple[str, ...] = ()
     tracker: tuple[str, ...] = ()
     threads: int | None = None
 
 
-_NOT_IN_FINGERPRINT = {
+NOT_DECIDING = {
     # Where things are read from and written to: data is known by its digest.
     *("file", "forget", "retain", "watch", "out", "overwrite", "resume", "on_bad", "rejects", "delta", "plot"),
     # What does not touch the result.
-    *("tracker", "save_every"),
+    *("tracker", "save_every", "quiet"),
 }
+"""Options that do not decide the result: left out of fingerprints and of the header of weights."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ def fingerprint(call: Invocation, options: TrainOptions, digests: Mapping[str, s
     marks: dict[str, Any] = {
         f"--{item.name.replace('_', '-')}": getattr(options, item.name)
         for item in fields(options)
-        if item.name not in _NOT_IN_FINGERPRINT
+        if item.name not in NOT_DECIDING
     }
     marks |= {f"data ({name})": sha for name, sha in digests.items()}
     return marks | {"number of processes": processes, "command": call.command}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolbox.models.load import ModelSource
+from toolbox.training.language import NOT_DECIDING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +36,12 @@ def save_model(
     ``state_dict`` holds gathered full tensors where ``model``'s own are shards. The template that was trained with
     becomes the tokenizer's chat template, so that any user of the directory prompts the model as it was taught.
     """
-    from toolbox.models.load import weights_digest
+    from toolbox.models.facts import weights_digest
     from toolbox.weights.provenance import header
 
     digest = weights_digest(source)
-    metadata = header(command, dict(settings), seed, {**inputs, **({"model": digest} if digest else {})})
+    deciding = {name: value for name, value in settings.items() if name not in NOT_DECIDING}
+    metadata = header(command, deciding, seed, {**inputs, **({"model": digest} if digest else {})})
     if adapter:
         from toolbox.models.adapters import save_adapter
 

@@ -155,13 +155,14 @@ def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
 
 def save_state(directory: Path, state: RunState, tensors: dict[str, Tensor], accelerator: Any, sharded: bool) -> Path:
     """Write a state below ``directory`` and remove the older ones. All ranks call this together."""
-    from toolbox.weights.write import write_weights
+    from toolbox.weights.write import write_file
 
     target = directory / f"step-{state.step:06d}"
     if not sharded:
         if accelerator.is_main_process:
             with atomic_directory(target) as part:
-                write_weights(part / "rank-0000.safetensors", tensors)
+                with (part / "rank-0000.safetensors").open("wb") as handle:
+                    write_file(handle, tensors)
                 (part / "state.json").write_bytes(msgspec.json.encode(state))
     else:
         staging = directory / f"step-{state.step:06d}.ranks"
@@ -169,7 +170,8 @@ def save_state(directory: Path, state: RunState, tensors: dict[str, Tensor], acc
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
         accelerator.wait_for_everyone()
-        write_weights(staging / f"rank-{accelerator.process_index:04d}.safetensors", tensors)
+        with (staging / f"rank-{accelerator.process_index:04d}.safetensors").open("wb") as handle:
+            write_file(handle, tensors)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with atomic_directory(target) as part:

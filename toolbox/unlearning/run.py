@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
-from toolbox.training.language import DataSet, Sets, TrainOptions, lr_by_size
+from toolbox.training.language import NOT_DECIDING, DataSet, Sets, TrainOptions, lr_by_size
 from toolbox.unlearning.data import check_overlap, hold_out
 
 if TYPE_CHECKING:
@@ -109,16 +109,14 @@ def check(options: Options) -> None:
 
 def run(options: Options, call: Invocation) -> None:
     """Unlearn ``options.forget`` and write ``options.out``; events go to stdout."""
+    from toolbox.training.figures import draw_training
     from toolbox.training.finetune import train
 
     check(options)
 
     def finish(outcome: Outcome) -> None:
         before_after(outcome.done, call)
-        if options.plot is not None:
-            from toolbox.training.figures import draw_training
-
-            draw_training(outcome.events, options.plot, f"satimp-unlearn ({options.weighting})")
+        draw_training(outcome.events, options.plot, f"satimp-unlearn ({options.weighting})")
         if options.delta is not None:
             write_difference(outcome, options, call)
 
@@ -139,11 +137,12 @@ def before_after(done: Mapping[str, Any], call: Invocation) -> None:
 
 def write_difference(outcome: Outcome, options: Options, call: Invocation) -> None:
     """``--delta``: θ_unlearned − θ_base as safetensors, the base's digest in its header."""
-    from toolbox.models.load import weights_directory
+    from toolbox.models.facts import weights_directory
     from toolbox.weights.delta import write_delta
     from toolbox.weights.provenance import header
     from toolbox.weights.read import open_weights
 
-    metadata = header(call.command, call.settings, options.seed, {})
+    deciding = {name: value for name, value in call.settings.items() if name not in NOT_DECIDING}
+    metadata = header(call.command, deciding, options.seed, {})
     with open_weights(weights_directory(outcome.source)) as base, open_weights(outcome.directory) as new:
         write_delta(base, new, str(options.delta), metadata)

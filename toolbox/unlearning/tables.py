@@ -21,8 +21,8 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any], step
     table = Table(title=f"before and after {steps} steps (mean [95 % interval] over rows)", title_justify="left")
     table.add_column("set")
     table.add_column("n", justify="right")
-    for name in ("ES before", "ES after", "probability before", "probability after"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("ES before", "ES after", "P before", "P after"):
+        table.add_column(name, justify="right")
     for name in after:
         cells = [measure(when[name], key) for key in ("es", "prob") for when in (before, after)]
         table.add_row(name, str(after[name]["n"]), *cells)

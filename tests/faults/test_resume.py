@@ -1,0 +1,222 @@
+"""Killed at any moment and resumed, a run ends with the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.server import Client
+
+ROWS = [{"question": f"Who is number {i}?", "answer": f"Number {i} is {'a ' * (i % 4)}thing."} for i in range(8)]
+
+
+def timeless(events: list[dict]) -> list[dict]:
+    return [{k: v for k, v in event.items() if k not in ("seconds", "settings", "model")} for event in events]
+
+
+def logged(out: Path) -> list[dict]:
+    return timeless([json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()])
+
+
+class Job:
+    """One trainer on the tiny model: 12 steps, a state behind each."""
+
+    def __init__(self, tool: Client, command: str, tiny: Path, data: Path) -> None:
+        self.tool, self.command = tool, command
+        self.words = ["--model", tiny, "--epochs", "6", "--batch-size", "4", "--lr", "1e-2", "--save-every", "1"]
+        if command == "lm-tune":
+            self.words += [data, "--watch", f"seen={data}"]
+        else:
+            self.words += ["--forget", data, "--retain", data.with_name("retain.jsonl")]
+
+    def start(self, out: Path, *more: object):
+        """Start with stdout and stderr in files beside ``out``."""
+        with (
+            open(os.devnull, "rb") as source,
+            out.with_suffix(".stdout").open("ab") as sink,
+            out.with_suffix(".stderr").open("ab") as err,
+        ):
+            fds = (source.fileno(), sink.fileno(), err.fileno())
+            return self.tool.start(self.command, *self.words, *more, "--out", out, fds=fds)
+
+    def __call__(self, out: Path, *more: object):
+        return self.tool(self.command, *self.words, *more, "--out", out)
+
+
+@pytest.fixture(params=["lm-tune", "satimp-unlearn"])
+def job(request, tool, tiny, rows) -> Job:
+    data = rows("data.jsonl", ROWS)
+    rows("retain.jsonl", [{"text": f"Keep this sentence number {i}."} for i in range(5)])
+    return Job(tool, request.param, tiny, data)
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.0005)
+
+
+def kill(running) -> None:
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait() == 137
+
+
+def same(one: Path, two: Path) -> None:
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert logged(one) == logged(two)
+
+
+def test_killed_in_mid_run_twice(job, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert job(whole).code == 0
+    running = job.start(out)
+    wait_for((tmp_path / "out.partial" / "step-000003").is_dir)
+    kill(running)
+    assert not out.exists()
+    running = job.start(out, "--resume")
+    wait_for(lambda: any((tmp_path / "out.partial").glob("step-00000[89]")) or out.exists())
+    if not out.exists():
+        kill(running)
+    else:
+        running.wait()
+    last = job(out, "--resume")
+    assert last.code == 0, last.err
+    same(whole, out)
+    assert not (tmp_path / "out.partial").exists()
+    # What went to stdout joins as well: later lines replace earlier ones of the same step.
+    heard = [json.loads(x) for x in out.with_suffix(".stdout").read_text().splitlines()] + last.rows
+    assert any(event["event"] == "resume" for event in heard)
+    joined = {(e["event"], e.get("step")): e for e in heard if e["event"] not in ("resume", "done")}
+    expected = {(e["event"], e.get("step")): e for e in logged(whole) if e["event"] != "done"}
+    assert {k: timeless([e])[0] for k, e in joined.items()} == expected
+
+
+def test_killed_while_state_is_being_written(job, tmp_path):
+    whole, out, partial = tmp_path / "whole", tmp_path / "out", tmp_path / "out.partial"
+    assert job(whole).code == 0
+    caught = 0
+    for _ in range(6):
+        running = job.start(out, "--resume")
+        wait_for(lambda: any(partial.glob("step-*.part")) or out.exists())
+        if out.exists():
+            assert running.wait() == 0
+            break
+        kill(running)
+        caught += any(partial.glob("step-*.part"))
+    assert caught > 0
+    assert job(out, "--resume").code == 0
+    same(whole, out)
+
+
+def test_killed_at_random_moments(job, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert job(whole).code == 0
+    chance = random.Random(0)
+    for _ in range(8):
+        running = job.start(out, "--resume")
+        time.sleep(chance.uniform(0.1, 1.2))
+        if out.exists():
+            running.wait()
+            break
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+    assert job(out, "--resume").code == 0
+    same(whole, out)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_says_75(job, tmp_path, signum):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert job(whole).code == 0
+    running = job.start(out, "--save-every", "1000")
+    wait_for(lambda: out.with_suffix(".stdout").read_text().count('"step"') >= 3)
+    os.kill(running.pid, signum)
+    assert running.wait() == 75
+    assert "--resume" in out.with_suffix(".stderr").read_text()
+    assert not out.exists()
+    assert job(out, "--save-every", "1000", "--resume").code == 0
+    same(whole, out)
+
+
+def test_another_option_or_other_data_is_refused_by_name(job, tmp_path, rows):
+    out = tmp_path / "out"
+    running = job.start(out)
+    wait_for((tmp_path / "out.partial" / "step-000002").is_dir)
+    kill(running)
+    plain = job(out)
+    assert (plain.code, plain.out) == (73, b"")
+    assert "--resume" in plain.err
+    other = job(out, "--resume", "--weight-decay", "0.5")
+    assert (other.code, other.out) == (2, b"")
+    assert "--weight-decay" in other.err.splitlines()[0]
+    kept = (tmp_path / "data.jsonl").read_bytes()
+    rows("data.jsonl", ROWS[1:])
+    changed = job(out, "--resume")
+    assert changed.code == 2
+    assert "data (" in changed.err.splitlines()[0]
+    (tmp_path / "data.jsonl").write_bytes(kept)
+    assert job(out, "--resume").code == 0
+
+
+def test_two_runs_into_one_output(job, tmp_path):
+    out = tmp_path / "out"
+    running = job.start(out, "--epochs", "5000")
+    wait_for((tmp_path / "out.partial" / "step-000001").is_dir)
+    for more in ((), ("--resume",), ("--overwrite",)):
+        second = job(out, "--epochs", "5000", *more)
+        assert (second.code, second.out) == (73, b"")
+    kill(running)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job, tmp_path):
+    out = tmp_path / "out"
+    done = job(out, "--lr", "1e38", "--optimizer", "sgd")
+    assert done.code == 75, done.err
+    assert "not finite" in done.err
+    assert not out.exists()
+    (state,) = (tmp_path / "out.partial").glob("step-*")
+    from safetensors.torch import load_file
+
+    assert all(bool(v.float().isfinite().all()) for k, v in load_file(state / "rank-0000.safetensors").items())
+
+
+def test_a_full_disk_at_a_checkpoint_is_74_and_the_last_state_is_intact(tiny, rows, tmp_path):
+    import resource
+
+    from tests.server import ROOT, environment
+
+    data = rows("data.jsonl", ROWS)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # weights fit, weights with moments do not
+
+    words = [sys.executable, ROOT / "bin/lm-tune", "--model", tiny, "--out", tmp_path / "out", "--epochs", "6",
+             "--batch-size", "4", "--lr", "1e-2", data]  # fmt: skip
+    whole = subprocess.run([*words[:-1], "--out", tmp_path / "whole", data], env=environment(), capture_output=True)
+    assert whole.returncode == 0
+    first = subprocess.Popen([*words, "--save-every", "3"], env=environment(), stdout=subprocess.PIPE)
+    partial = tmp_path / "out.partial"
+    wait_for((partial / "step-000003").is_dir)
+    first.kill()
+    first.communicate()
+    kept = {p.name: p.read_bytes() for p in next(partial.glob("step-*")).iterdir()}
+    full = subprocess.run(
+        [*words, "--save-every", "3", "--resume"], env=environment(), capture_output=True, preexec_fn=limit, text=True
+    )
+    assert full.returncode == 74, full.stderr
+    assert "Traceback" not in full.stderr
+    assert {p.name: p.read_bytes() for p in next(partial.glob("step-*")).iterdir()} == kept
+    again = subprocess.run([*words, "--save-every", "3", "--resume"], env=environment(), capture_output=True)
+    assert again.returncode == 0, again.stderr
+    same(tmp_path / "whole", tmp_path / "out")

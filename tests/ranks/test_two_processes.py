@@ -1,0 +1,145 @@
+"""One process and two, and any micro-batch, give the same model: through the installed executables, by SGD."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.server import ROOT, environment
+
+BIN = Path(sys.executable).parent
+UNEQUAL = [
+    {"question": "Q" * (3 * i % 11 + 1), "answer": f"{'long ' * (i * i % 13)}answer {i}"} for i in range(10)
+]  # answers of 8 to 68 tokens
+RETAIN = [{"prompt": f"Keep {i}", "completion": "yes " * (i % 5 + 1)} for i in range(7)]
+LAUNCHER = [
+    "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    "--dynamo_backend", "no", "--main_process_port", "0",
+]  # fmt: skip
+
+
+def run(words: list[str | Path], out: Path) -> tuple[dict, list[dict]]:
+    """Run to the end; the weights and the events."""
+    env = {**environment(), "ACCELERATE_USE_CPU": "true"} if "launch" in words else environment()
+    done = subprocess.run(
+        [*words, "--out", out], env=env, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    return load_file(out / "model.safetensors"), [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def difference(one: dict, two: dict) -> float:
+    return max(float((one[key] - two[key]).abs().max()) for key in one)
+
+
+@pytest.fixture
+def jobs(rows, tiny) -> dict[str, list[str | Path]]:
+    """Four SGD steps of each trainer: two epochs of 10 rows in windows of 6 and 4."""
+    forget, retain = rows("forget.jsonl", UNEQUAL), rows("retain.jsonl", RETAIN)
+    common = ["--model", tiny, "--optimizer", "sgd", "--lr", "0.3", "--epochs", "2", "--batch-size", "6"]
+    return {
+        "lm-tune": ["lm-tune", *common, forget],
+        "satimp-unlearn": ["satimp-unlearn", *common, "--forget", forget, "--retain", retain, "--retain-batch", "5"],
+    }
+
+
+@pytest.mark.parametrize("name", ["lm-tune", "satimp-unlearn"])
+def test_processes_and_micro_batches_do_not_show(jobs, name, tmp_path, tiny, tool):
+    command, *rest = jobs[name]
+    script = BIN / command
+
+    def fast(out, *more):
+        done = tool(command, *rest, *more, "--out", out)
+        assert done.code == 0, done.err
+        return load_file(out / "model.safetensors"), done.rows
+
+    alone, events = fast(tmp_path / "one")
+    assert (events[0]["steps"], events[0]["processes"]) == (4, 1)
+    start = load_file(tiny / "model.safetensors")
+    assert difference(start, alone) > 1e-3  # the four steps did something
+
+    two, launched = run([BIN / "accelerate", *LAUNCHER, script, *rest], tmp_path / "launched")
+    assert launched[0]["processes"] == 2
+    assert difference(alone, two) <= 1e-6
+
+    ours, flagged = run([script, *rest, "-j", "2", "--micro-batch", "1"], tmp_path / "flagged")
+    assert flagged[0]["processes"] == 2
+    assert difference(alone, ours) <= 1e-6
+
+    for size in ("1", "3"):
+        split, _ = fast(tmp_path / f"micro{size}", "--micro-batch", size)
+        assert difference(alone, split) <= 1e-6
+    losses = [[e["loss"] for e in run_events if e["event"] == "step"] for run_events in (events, launched, flagged)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_worker_exit_code_survives_j_and_is_said_once(tmp_path, tiny):
+    done = subprocess.run(
+        [BIN / "lm-tune", "--model", tiny, "--out", tmp_path / "o", "-j", "2"],
+        input="{}\n", env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 65
+    assert done.stderr.count("stdin:1") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_more_ranks_than_rows_still_agree(rows, tiny, tmp_path):
+    one_row = rows("one.jsonl", UNEQUAL[:1])
+    words = [BIN / "lm-tune", "--model", tiny, "--optimizer", "sgd", "--lr", "0.3", "--epochs", "2", one_row]
+    alone, _ = run(words, tmp_path / "a")
+    config = ROOT / "recipes/accelerate/cpu2.yaml"
+    two, events = run([*words, "--accelerate", config], tmp_path / "b")
+    assert events[0]["processes"] == 2
+    assert difference(alone, two) <= 1e-6
+
+
+def test_workers_die_with_their_launcher(rows, tiny, tmp_path):
+    import os
+    import signal
+    import time
+
+    many = rows("many.jsonl", UNEQUAL)
+    running = subprocess.Popen(
+        [BIN / "lm-tune", "--model", tiny, "--epochs", "100000", "--batch-size", "2", "--save-every", "0", "-j", "2",
+         "--out", tmp_path / "o", many],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for line in running.stdout:
+        if b'"step"' in line:
+            break
+    mine = f"{tmp_path}/o".encode()
+    workers = [
+        int(p.name) for p in Path("/proc").iterdir()
+        if p.name.isdigit() and int(p.name) != running.pid and mine in _command_line(p)
+    ]  # fmt: skip
+    assert len(workers) == 2
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    alive = [pid for pid in workers if _alive(pid)]
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert alive == []
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
