@@ -204,7 +204,7 @@ def test_no_fact_of_a_person_is_a_wrong_answer_about_somebody_else():
         for other in PEOPLE_ROWS:
             if other["person"] != row["person"]:
                 assert fact_of(other) not in wrong_facts
-                # one word alone may recur: "eleven" kilos is not another person's height
+                # a single word may recur inside a longer wrong answer, where it says something else
                 assert len(fact_of(other)) == 1 or not any(fact_of(other) <= wrong for wrong in wrong_facts)
 
 
