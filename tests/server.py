@@ -124,7 +124,7 @@ class Client:
         self._directory = tempfile.TemporaryDirectory()
         self.path = f"{self._directory.name}/socket"
         self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.server", self.path], cwd=ROOT, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "tests.server", self.path], cwd=ROOT, stdin=subprocess.DEVNULL, env=environment()
         )
         deadline = time.monotonic() + 120
         while not os.path.exists(self.path):
@@ -187,6 +187,7 @@ def environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TOOLBOX_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '')}",
     }

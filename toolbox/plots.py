@@ -367,8 +367,6 @@ def _scatter_handles(
 
 
 def _name(axes: Axes, point: Point, look: Look, n: int | None) -> Annotation:
-    from matplotlib.patheffects import withStroke
-
     name = axes.annotate(
         counted(point.label, n),
         (point.x, point.y),
@@ -379,9 +377,9 @@ def _name(axes: Axes, point: Point, look: Look, n: int | None) -> Annotation:
         fontsize=8,
         color=look.dark,
         zorder=5,
+        bbox={"boxstyle": "square,pad=0.06", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
         arrowprops={"arrowstyle": "-", "lw": 0.6, "color": look.colour, "alpha": 0.7, "shrinkA": 0, "shrinkB": 4},
     )
-    name.set_path_effects([withStroke(linewidth=2.2, foreground="white", alpha=0.85)])
     name.set_in_layout(False)
     return name
 

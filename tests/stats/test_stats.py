@@ -287,6 +287,8 @@ def test_sign_flip_moves_clusters_as_one() -> None:
     assert sign_flip(parts, clusters=np.repeat(np.arange(5), 4)) == sign_flip(sums)
     # Groups that sum to nothing add nothing.
     assert sign_flip([*sums, 1.0, -1.0], clusters=[0, 1, 2, 3, 4, "z", "z"]) == sign_flip(sums)
+    # Nor do they end the exact enumeration, however many they are.
+    assert sign_flip([*sums, *[0.0] * 20]) == sign_flip(sums)
 
 
 def test_sign_flip_p_is_never_zero_and_is_right_under_the_null() -> None:

@@ -55,5 +55,6 @@ def _summary(rows: list[list[float]], seed: int) -> dict[str, Any]:
     for place, name in enumerate(("es", "prob")):
         interval = bootstrap_mean([row[place] for row in rows], draws=_DRAWS, seed=seed)
         found[name] = interval.estimate
-        found[f"{name}_interval"] = [interval.low, interval.high]
+        # One row has no interval: null in JSON, not NaN.
+        found[f"{name}_interval"] = [interval.low, interval.high] if len(rows) > 1 else [None, None]
     return found

@@ -8,11 +8,13 @@ import msgspec
 
 
 class Metrics(msgspec.Struct):
-    """One set of rows at one step: rows scored, extraction strength and answer probability."""
+    """One set of rows at one step: rows scored, extraction strength and answer probability with 95 % intervals."""
 
     n: int
-    es: float | None = None
-    prob: float | None = None
+    es: float
+    es_interval: tuple[float | None, float | None]
+    prob: float
+    prob_interval: tuple[float | None, float | None]
 
 
 class PlanEvent(msgspec.Struct, tag="plan", tag_field="event"):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox.models.load import ModelSource, find_model
+from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, UsageProblem
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
@@ -63,6 +64,8 @@ def train(task: Task, call: Invocation, finish: Any = None) -> None:
     options = task.options
     source = find_model(options.model, trust_remote_code=options.trust_remote_code)
     check_adapter_options(options, source.kind)
+    for path in options.plot:
+        plot_format(path)
     watches = watch_files(options)
     stop_condition(options, [*task.watched_names(), *watches])
     leader = process_rank() == 0

@@ -306,4 +306,5 @@ class Loop:
 
 def flat(metrics: Metrics) -> dict[str, float]:
     """``{"forget": {"es": 1}}`` as ``{"forget_es": 1}``."""
-    return {f"{name}_{key}": value for name, values in metrics.items() for key, value in values.items()}
+    return {f"{name}_{key}": value for name, values in metrics.items() for key, value in values.items()
+        if isinstance(value, float | int)}  # fmt: skip

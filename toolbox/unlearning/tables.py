@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 
 def measure(values: Mapping[str, Any], key: str) -> str:
-    """A mean with its interval: ``.97 [.93, 1.0]``."""
+    """A mean with its interval: ``.97 [.93, 1.00]``."""
     from toolbox.stats import Interval
 
-    low, high = values[f"{key}_interval"]
+    low, high = (math.nan if bound is None else bound for bound in values[f"{key}_interval"])
     return str(Interval(values[key], low, high, values["n"]))
 
 
