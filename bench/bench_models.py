@@ -45,16 +45,20 @@ def encoded_rows(chat: Any, count: int) -> tuple[list[Any], str]:
     ], source
 
 
-def loss_steps() -> tuple[dict[str, Callable[[], float]], str]:
+def loss_steps(touch: bool = False) -> tuple[dict[str, Callable[[], float]], str]:
     """Forward and backward of the mean loss, at labelled positions only and by full logits, on one batch.
 
-    Both see the same padded rows and no attention mask, so that the head is the only difference.
+    Both see the same padded rows and no attention mask, so that the head is the only difference. With ``touch`` the
+    weights, which are mapped from their file, are read once, so that no step brings them into memory.
     """
     import torch
 
     from toolbox.models.token_loss import TokenLoss, collate
 
     model, chat = smollm2()
+    if touch:
+        for parameter in model.parameters():
+            parameter.detach().sum()
     rows, source = encoded_rows(chat, LOSS_ROWS)
     batch = collate(rows, pad_id=0)
     targets = torch.full((batch.ids.numel(),), -100)
@@ -80,7 +84,7 @@ def loss_steps() -> tuple[dict[str, Callable[[], float]], str]:
 
 def loss_peak(kind: str) -> float:
     """Peak resident MiB of two steps of one kind beyond what the loaded model holds. Runs in its own process."""
-    steps, _ = loss_steps()
+    steps, _ = loss_steps(touch=True)
     before = memory_mib("VmRSS")
     forget_peak()
     for _ in range(2):
@@ -156,7 +160,7 @@ def generate(quick: bool) -> Iterator[Figure]:
     }
     texts: dict[str, list[str]] = {}
     speeds: dict[str, list[float]] = {name: [] for name in sizes}
-    model.generation_config.use_cache = True
+    backends["batch 8"].complete(requests, Decoding(max_new_tokens=2))
     for repeat in range(1 if quick else 3):
         for name in list(sizes)[:: -1 if repeat % 2 else 1]:
             began = time.process_time()

@@ -112,4 +112,3 @@ def filter_memory(quick: bool) -> Iterator[Figure]:
 
 
 BENCHES = {"help": start_up, "records": records, "filter": filter_memory}
-

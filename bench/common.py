@@ -135,7 +135,10 @@ def process_seconds(words: Sequence[str], code: int = 0) -> float:
 
 # -- fresh processes ------------------------------------------------------------------------------------------------
 def in_child(
-    function: Callable[..., Any], *arguments: Any, feed: Iterable[bytes] | None = None, env: dict[str, str] | None = None
+    function: Callable[..., Any],
+    *arguments: Any,
+    feed: Iterable[bytes] | None = None,
+    env: dict[str, str] | None = None,
 ) -> Any:
     """What ``function(*arguments)`` returns (as JSON) in a fresh interpreter.
 
@@ -162,13 +165,22 @@ def in_child(
         text = answer.read()
     if process.wait():
         raise RuntimeError(f"{function.__name__} ended with {process.returncode} in a process of its own")
-    return json.loads(text)
+    value, skipped = json.loads(text)
+    if skipped is not None:
+        raise Skip(skipped)
+    return value
 
 
 def _child(sink: str, module: str, name: str, arguments: str) -> None:
-    value = getattr(importlib.import_module(module), name)(*json.loads(arguments))
+    # Skip is taken from where the benches import it: run with -m this module is there twice.
+    skip = importlib.import_module("bench.common").Skip
+    value, skipped = None, None
+    try:
+        value = getattr(importlib.import_module(module), name)(*json.loads(arguments))
+    except skip as reason:
+        skipped = str(reason)
     with os.fdopen(int(sink), "w") as answer:
-        json.dump(value, answer)
+        json.dump((value, skipped), answer)
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------

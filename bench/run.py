@@ -89,11 +89,15 @@ def table(figures: Sequence[Figure], title: str) -> Any:
             grid.add_row(one.name, "–", "", "", "", "skipped", one.skipped, style="yellow")
             continue
         met = {True: "yes", False: "NO", None: ""}[one.met]
-        spread = "" if one.spread is None else f"{one.spread[0]:.4g} … {one.spread[1]:.4g}"
+        spread = "" if one.spread is None else " … ".join(map(_shown, one.spread))
         said = "; ".join(text for text in (one.ratio_of, one.note) if text)
         style = "red" if one.met is False else None
-        grid.add_row(one.name, f"{one.value:.4g}", one.unit, spread, one.target or "", met, said, style=style)
+        grid.add_row(one.name, _shown(one.value), one.unit, spread, one.target or "", met, said, style=style)
     return grid
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -101,7 +105,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(BENCHES), metavar="NAME",
                         help=f"run only this bench (repeatable): {', '.join(BENCHES)}")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one repeat on few rows: does it run at all?")
-    parser.add_argument("--out", default=str(ROOT / "bench" / "results.jsonl"), help="append to this file (- is stdout)")
+    parser.add_argument("--out", default=str(ROOT / "bench/results.jsonl"), help="append to this file (- is stdout)")
     return parser.parse_args(words)
 
 
