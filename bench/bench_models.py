@@ -48,8 +48,9 @@ def encoded_rows(chat: Any, count: int) -> tuple[list[Any], str]:
 def loss_steps(touch: bool = False) -> tuple[dict[str, Callable[[], float]], str]:
     """Forward and backward of the mean loss, at labelled positions only and by full logits, on one batch.
 
-    Both see the same padded rows and no attention mask, so that the head is the only difference. With ``touch`` the
-    weights, which are mapped from their file, are read once, so that no step brings them into memory.
+    Both see the same padded rows and no attention mask, so that the head is the only difference; ``exact`` is the same
+    loss with the head in float64 (no backward). With ``touch`` the weights, which are mapped from their file, are read
+    once, so that no step brings them into memory.
     """
     import torch
 
@@ -78,17 +79,22 @@ def loss_steps(touch: bool = False) -> tuple[dict[str, Callable[[], float]], str
         loss.backward()
         return loss.item()
 
+    @torch.no_grad()
+    def exact() -> float:
+        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state.flatten(0, 1)[batch.where]
+        logits = hidden.double() @ model.get_output_embeddings().weight.double().T
+        return torch.nn.functional.cross_entropy(logits, batch.labels).item()
+
     shape = f"{LOSS_ROWS} {source}, {batch.ids.numel()} positions, {len(batch.labels)} labelled"
-    return {"labelled": labelled, "full": full}, shape
+    return {"labelled": labelled, "full": full, "exact": exact}, shape
 
 
 def loss_peak(kind: str) -> float:
-    """Peak resident MiB of two steps of one kind beyond what the loaded model holds. Runs in its own process."""
+    """Peak resident MiB of a step of one kind beyond what the loaded model holds. Runs in its own process."""
     steps, _ = loss_steps(touch=True)
     before = memory_mib("VmRSS")
     forget_peak()
-    for _ in range(2):
-        steps[kind]()
+    steps[kind]()
     return memory_mib("VmHWM") - before
 
 
@@ -97,15 +103,20 @@ def token_loss(quick: bool) -> Iterator[Figure]:
     need_smollm2()
     steps, shape = loss_steps()
     losses = {name: step() for name, step in steps.items()}
+    del steps["exact"]
     seconds = alternate(1 if quick else 5, steps, warm=False)
     yield Figure.of(
         "token loss: speed", ratios(seconds["full"], seconds["labelled"]), "×", target=">= 1.1", note=shape,
         ratio_of="CPU of forward and backward by full logits / at labelled positions only",
     )  # fmt: skip
-    difference = abs(losses["labelled"] - losses["full"]) / losses["full"]
-    yield Figure("token loss: same loss", difference, "relative", target="<= 1e-5", note=shape)
+    exact = losses["exact"]
+    difference = abs(losses["labelled"] - losses["full"]) / exact
+    yield Figure("token loss: same loss", difference, "relative", target="<= 1e-5", note="of the two fp32 losses")
+    for name, said in (("full", "full logits"), ("labelled", "ours")):
+        yield Figure(f"token loss: error, {said}", abs(losses[name] - exact) / exact, "relative",
+                     note="against the head in float64")  # fmt: skip
     peaks: dict[str, list[float]] = {"labelled": [], "full": []}
-    for _ in range(1 if quick else 3):
+    for _ in range(1 if quick else 2):
         for kind, values in peaks.items():
             values.append(in_child(loss_peak, kind))
     yield Figure.of("token loss: memory of a step, full logits", peaks["full"], "MiB", note="VmHWM, own process")
@@ -124,7 +135,7 @@ def score(quick: bool) -> Iterator[Figure]:
     from toolbox.models.token_loss import TokenLoss
 
     model, chat = smollm2()
-    rows, source = encoded_rows(chat, 4 if quick else 32)
+    rows, source = encoded_rows(chat, 4 if quick else 16)
     tokens = sum(len(row.ids) for row in rows)
     head = TokenLoss(model)
     runs = {
@@ -184,7 +195,8 @@ def timed_load() -> dict[str, float]:
     Runs in its own process; a cache that lacks the model is filled.
     """
     import torch
-    from transformers import AutoModelForCausalLM  # noqa: F401 - its import belongs to the first number
+    from transformers import AutoModelForCausalLM  # noqa: F401 - both imports belong to the first number
+    from transformers.models.llama import modeling_llama  # noqa: F401
 
     from toolbox.models.load import find_model, load_model, prepare
 
@@ -213,7 +225,7 @@ def load(quick: bool) -> Iterator[Figure]:
         warm.append(in_child(timed_load))
         with tempfile.TemporaryDirectory() as empty:
             cold.append(in_child(timed_load, env={"TOOLBOX_CACHE": empty}))
-    yield Figure.of("load: imports of torch and transformers", [one["imports"] for one in warm], "CPU-s")
+    yield Figure.of("load: imports", [one["imports"] for one in warm], "CPU-s", note="torch, transformers, Llama")
     yield Figure.of("load: warm", [one["load"] for one in warm], "CPU-s", target="< 1", note="prepare and load_model")
     yield Figure.of("load: warm, wall", [one["wall"] for one in warm], "s")
     yield Figure.of("load: de-quantising", [one["prepare"] for one in cold], "CPU-s", note="into an empty cache")

@@ -131,8 +131,8 @@ def main(words: Sequence[str]) -> int:
                 failed.append(name)
             console.print(f"bench: {name}: {time.monotonic() - began:.0f} s")
     machine = facts["machine"]
-    load = f"load {machine['load']} at the start"
-    console.print(table(figures, f"{machine['cpu']}, {machine['cores']} cores, {load}; medians, one thread"))
+    kind = "quick run, its figures mean nothing" if asked.quick else "medians, CPU seconds, one thread"
+    console.print(table(figures, f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']} before; {kind}"))
     if failed:
         console.print(f"bench: failed: {', '.join(failed)}", style="red")
     return 1 if failed else 0

@@ -96,7 +96,8 @@ def test_fsdp_on_a_cpu_is_refused_not_replaced(here):
 
 def test_no_forget_text_reaches_any_log_event_or_header(here):
     done = sh(
-        "satimp-unlearn --model tiny --forget forget.jsonl --retain retain.jsonl --out u --epochs 2 --delta d.safetensors",
+        "satimp-unlearn --model tiny --forget forget.jsonl --retain retain.jsonl --out u --epochs 2 "
+        "--delta d.safetensors",
         here,
     )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The embedded model through the installed executables: a few rows in `make test`, the whole demo in `make test-slow`."""
+"""The embedded model through the installed executables: a few rows here, the whole demo among the slow tests."""
 
 from __future__ import annotations
 

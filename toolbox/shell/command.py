@@ -18,9 +18,9 @@ from typing import Any
 import click
 
 from toolbox.shell.errors import BadRecipe, UsageProblem, die_of, top_level
-from toolbox.shell.params import Decorator, Number, PathType, option, together
+from toolbox.shell.params import Decorator, Number, Option, PathType, option, together
 from toolbox.shell.progress import Reporter
-from toolbox.shell.streams import Streams, claim
+from toolbox.shell.streams import Streams, claim, open_closed_streams
 
 GROUPS = (
     "Input/Output",
@@ -41,7 +41,7 @@ _HELP_WIDTH = 100
 class Invocation:
     """One call of a command: what a room's job needs besides its options.
 
-    ``settings`` are the effective values of all options by name, ``arguments`` the words of the command line.
+    ``settings`` are the effective values of all options by name.
     """
 
     command: str
@@ -76,7 +76,8 @@ class ToolCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group in GROUPS:
-            members = [p for p in self.get_params(ctx) if getattr(p, "group", "General") == group]
+            options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+            members = [p for p in options if getattr(p, "group", "General") == group]
             rows = [record for p in members if (record := p.get_help_record(ctx)) is not None]
             if rows:
                 with formatter.section(group):
@@ -94,6 +95,7 @@ class ToolCommand(click.Command):
         """Parse, run, and leave the process with the house's exit codes."""
         arguments = list(sys.argv[1:] if args is None else args)
         name = str(self.name)
+        open_closed_streams()
         with top_level(name, debug="--debug" in arguments):
             try:
                 with self.make_context(name, arguments.copy(), max_content_width=_HELP_WIDTH) as context:
@@ -122,6 +124,7 @@ class ToolCommand(click.Command):
         if wants_workers and not dry_run and not launch.under_launcher():
             launch.run_workers(str(self.name), arguments or [], house["num_processes"], house["accelerate"])
             return
+        launch.check_processes(house["num_processes"])
         launch.die_with_parent()
         launch.quiet_environment(values.get("threads"))
         streams = claim()
@@ -139,12 +142,14 @@ class ToolCommand(click.Command):
         """The recipe's settings, each checked by its option's own type, ready as click's default map."""
         from toolbox.shell.recipes import read_recipe, unknown_key
 
-        known = {str(p.name): p for p in self._settable(ctx)}
+        known = {_key(parameter): parameter for parameter in self._settable(ctx)}
         settings: dict[str, Any] = {}
         for entry in read_recipe(path):
-            parameter = known.get(entry.key.replace("-", "_"))
+            parameter = known.get(entry.key.replace("_", "-"))
             if parameter is None:
-                raise unknown_key(path, entry, [name.replace("_", "-") for name in known])
+                raise unknown_key(path, entry, known)
+            if parameter.name in settings:  # once with a hyphen and once with an underscore
+                raise BadRecipe(f"{path}:{entry.line}: `{entry.key}` is set already", "keep one of them")
             settings[str(parameter.name)] = _recipe_value(ctx, parameter, entry, path)
         return settings
 
@@ -158,29 +163,33 @@ class ToolCommand(click.Command):
             if isinstance(kind, PathType) and value is not None:
                 many = isinstance(value, tuple)
                 value = [kind.absolute(v, ".") for v in value] if many else kind.absolute(value, ".")
-            if value != ():
-                settings[str(parameter.name).replace("_", "-")] = value
+            if value != () or parameter.get_default(ctx):
+                settings[_key(parameter)] = value
         return write_recipe(settings)
+
+
+def _key(parameter: click.Parameter) -> str:
+    return parameter.key if isinstance(parameter, Option) else str(parameter.name).replace("_", "-")
 
 
 def _recipe_value(ctx: click.Context, parameter: click.Parameter, entry: Any, path: str) -> Any:
     def bad(what: str) -> BadRecipe:
         return BadRecipe(f"{path}:{entry.line}: `{entry.key}`: {what}", f"see {ctx.command.name} --help")
 
-    value, kind = entry.value, parameter.type
-    if value is None:
-        raise bad("no value")
-    is_flag = isinstance(parameter, click.Option) and parameter.is_flag
-    if is_flag != isinstance(value, bool):
-        raise bad(f"expected {'true or false' if is_flag else kind.name}, got {json.dumps(value)}")
-    if isinstance(value, list) and not parameter.multiple:
+    kind = parameter.type
+    if isinstance(entry.value, list) and not parameter.multiple:
         raise bad("one value is expected, not a list")
-    values = value if isinstance(value, list) else [value]
+    values, words = (entry.value, entry.text) if isinstance(entry.value, list) else ([entry.value], [entry.text])
+    is_flag = isinstance(parameter, click.Option) and parameter.is_flag
     for item in values:
+        if item is None:
+            raise bad("no value")
+        if is_flag != isinstance(item, bool):
+            raise bad(f"expected {'true or false' if is_flag else kind.name}, got {json.dumps(item)}")
         if isinstance(kind, Number) and isinstance(item, str) and item not in kind.words:
             raise bad(f"expected {kind.name}, got {json.dumps(item)}")
     if not isinstance(kind, Number) and not is_flag:
-        values = [item if isinstance(item, str) else str(item) for item in values]
+        values = words  # as written: 007 is three characters where text is expected
     if isinstance(kind, PathType):
         values = [kind.absolute(item, os.path.dirname(path) or ".") for item in values]
     value = values if parameter.multiple else values[0]

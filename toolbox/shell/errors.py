@@ -13,8 +13,21 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BREAK = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
+_ESCAPE = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"  # titles, links
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor movements
+    r"|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # controls; reversals of the reading direction
+)
+_LONGEST = 1000
+"""Characters of a message: it may quote a value of megabytes."""
+
+_NOT_REACHED = {
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
+}  # fmt: skip
 
 
 class ToolboxError(Exception):
@@ -114,7 +127,36 @@ class AlreadyReported(ToolboxError):
 
 def clean(text: str) -> str:
     """``text`` on one line, without terminal escapes and control characters: data may quote anything."""
-    return _CONTROL.sub("", text.replace("\r", " ").replace("\n", " "))
+    return without_escapes(_BREAK.sub(" ", text))
+
+
+def without_escapes(text: str) -> str:
+    """``text`` without what a terminal would obey; lines stay lines."""
+    return _ESCAPE.sub("", text)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def tell(text: str) -> None:
+    """Write ``text`` to stderr for people; a stderr that is gone is not an error.
+
+    When its reader has left or its disk is full, fd 2 becomes /dev/null, and so does fd 1 where it is the same file:
+    what libraries print afterwards must not end the run either.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(1), os.fstat(2)):
+                os.dup2(null, 1)
+        os.dup2(null, 2)
+        os.close(null)
 
 
 def from_os_error(error: OSError) -> ToolboxError:
@@ -122,8 +164,14 @@ def from_os_error(error: OSError) -> ToolboxError:
     name = f"{error.filename}: " if error.filename is not None else ""
     text = f"{name}{error.strerror or error}"
     match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
+        case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG | errno.ELOOP:
             return MissingInput(text, "check the path")
+        case errno.EEXIST:
+            return CannotCreate(text, "choose another name")
+        case code if code in _NOT_REACHED:
+            return Unavailable(text, "check the address and the network, then run again")
+        case errno.ENOMEM:
+            return _out_of_memory()
         case errno.EISDIR:
             return UsageProblem(text, "a file is expected here")
         case errno.EACCES | errno.EPERM | errno.EROFS:
@@ -140,25 +188,35 @@ def _as_toolbox_error(error: BaseException) -> ToolboxError | None:
     if isinstance(error, OSError) and error.errno is not None:
         return from_os_error(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return TryAgain("out of memory", "try a smaller --micro-batch, --grad-checkpointing, or --lora-r 8")
+        return _out_of_memory()
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return TryAgain("out of memory", "try a smaller --micro-batch, --grad-checkpointing, or --lora-r 8")
+        return _out_of_memory()
     return None
+
+
+def _out_of_memory() -> TryAgain:
+    return TryAgain("out of memory", "try a smaller --micro-batch, --grad-checkpointing, or --lora-r 8")
 
 
 def say(command: str, error: ToolboxError, stream: int = 2) -> None:
     """Print ``error`` as one line and its advice as another; a stderr that is gone is not an error."""
-    lines = f"{command}: {clean(error.what)}\n"
+    lines = f"{command}: {_shorten(clean(error.what))}\n"
     if error.advice:
-        lines += f"  {clean(error.advice)}\n"
+        lines += f"  {_shorten(clean(error.advice))}\n"
     with contextlib.suppress(OSError):
         os.write(stream, lines.encode("utf-8", "backslashreplace"))
 
 
-def die_of(signum: int) -> None:
-    """End the process as an unhandled signal would, so that the caller's shell sees the usual status."""
+def die_of(signum: int) -> NoReturn:
+    """End the process as an unhandled signal would, so that the caller's shell sees the usual status.
+
+    A blocked signal is unblocked first. The first process of a container cannot be ended by its own signal: it leaves
+    with the status that a shell would report.
+    """
     signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
     os.kill(os.getpid(), signum)
+    os._exit(128 + signum)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,13 +25,38 @@ WORKER = "TOOLBOX_WORKER"
 
 
 def under_launcher() -> bool:
-    """Whether this process is one of several already (ours or the user's own launcher)."""
-    return "LOCAL_RANK" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
+    """Whether this process is one of several already (ours or the user's own launcher).
+
+    ACCELERATE_* alone says nothing: people export ACCELERATE_USE_CPU and the like.
+    """
+    return "LOCAL_RANK" in os.environ or WORKER in os.environ
+
+
+def check_processes(wanted: int | None) -> None:
+    """Raise UsageProblem when ``wanted`` (-j) differs from what the user's own launcher has started."""
+    here = os.environ.get("WORLD_SIZE")
+    if (
+        wanted is not None
+        and WORKER not in os.environ
+        and "LOCAL_RANK" in os.environ
+        and here not in (None, str(wanted))
+    ):
+        raise UsageProblem(f"-j {wanted} under a launcher that has started {here} processes", "leave -j out")
+
+
+def _parent_is_launcher() -> bool:
+    """Whether the parent is ``accelerate launch``: with one process it sets ACCELERATE_* and no rank."""
+    if not any(name.startswith("ACCELERATE_") for name in os.environ):
+        return False
+    try:
+        return b"accelerate" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent dies (Linux): launchers leave orphans otherwise."""
-    if not sys.platform.startswith("linux") or not (WORKER in os.environ or under_launcher()):
+    if not sys.platform.startswith("linux") or not (under_launcher() or _parent_is_launcher()):
         return
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -79,35 +105,56 @@ def _configuration(processes: int | None) -> str:
     )
 
 
+def _read_configuration(path: str) -> tuple[str, int | None]:
+    """The text of the user's accelerate configuration and the number of processes it asks for."""
+    import yaml
+
+    if not Path(path).is_file():
+        raise MissingInput(f"{path}: no such accelerate configuration", "recipes/accelerate/ has three to start from")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise UsageProblem(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(settings, dict):
+        raise UsageProblem(f"{path}: not an accelerate configuration", "recipes/accelerate/ has three to start from")
+    processes = settings.get("num_processes")
+    return text, processes if isinstance(processes, int) else None
+
+
 def launch(command: str, arguments: Sequence[str], processes: int | None, config: str | None) -> int:
     """Run ``command`` with ``arguments`` in ``processes`` workers; returns the exit code.
 
     ``config`` is an accelerate configuration file; without one it is made for this machine. The workers run
     ``python -m toolbox.shell.worker`` and share this process's stdin, stdout and stderr (rank 0 alone uses them).
     """
-    if config is not None and not Path(config).is_file():
-        raise MissingInput(f"{config}: no such accelerate configuration", "recipes/accelerate/ has three to start from")
+    text, configured = (None, None) if config is None else _read_configuration(config)
     quiet_environment(None)
     os.environ.pop("OMP_NUM_THREADS", None)  # each worker sets its own share
     accelerate_launch = importlib.import_module("accelerate.commands.launch")
     elastic = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as handle:
-        handle.write(_configuration(processes) if config is None else Path(config).read_text())
-    try:
+    text = text or _configuration(processes)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as handle:
+        handle.write(text)
+        handle.flush()
         flags = ["--config_file", handle.name]
         if processes:
             flags += ["--num_processes", str(processes)]
         flags += ["--module", "toolbox.shell.worker", command, *arguments]
         parsed = accelerate_launch.launch_command_parser().parse_args(flags)
-        os.environ[WORKER] = str(processes or "")
+        os.environ[WORKER] = str(processes or configured or "")
         try:
             accelerate_launch.launch_command(parsed)
         except elastic.ChildFailedError as error:
             return _exit_code(error.get_first_failure()[1].exitcode)
         except SystemExit as error:  # accelerate's one-process launcher
             return _exit_code(error.code if isinstance(error.code, int) else 1)
-        except (ValueError, NotImplementedError) as error:
+        except subprocess.CalledProcessError as error:  # its other way of saying so
+            return _exit_code(error.returncode)
+        except (ValueError, TypeError, NotImplementedError) as error:
             raise UsageProblem(f"accelerate refuses this launch: {error}", "check the configuration file") from None
         except Exception as error:
             if type(error).__name__ == "SignalException":
@@ -115,8 +162,6 @@ def launch(command: str, arguments: Sequence[str], processes: int | None, config
             what = f"the launcher failed: {type(error).__name__}: {error}"
             raise TryAgain(what, "run again, or without -j") from None
         return 0
-    finally:
-        os.unlink(handle.name)
 
 
 def _exit_code(code: int) -> int:

@@ -13,15 +13,27 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Option(click.Option):
-    """An option with a help section (``group``); ``recipe=False`` bars it from recipe files and ``--print-recipe``."""
+    """An option with a help section (``group``); ``recipe=False`` bars it from recipe files and ``--print-recipe``.
+
+    ``key`` is its name in recipes, TOOLBOX_<KEY> its name in the environment (a repeatable option's values are split
+    at white space there).
+    """
 
     def __init__(self, *args: Any, group: str = "General", recipe: bool = True, **kwargs: Any) -> None:
         kwargs.setdefault("show_default", True)
         super().__init__(*args, **kwargs)
         self.group = group
         self.recipe = recipe
+        self.key = max(self.opts, key=len).lstrip("-")  # what the user types; `name` may be another where Python has it
         if self.envvar is None and recipe and self.expose_value:
-            self.envvar = f"TOOLBOX_{self.name.upper()}"  # type: ignore[union-attr]
+            self.envvar = f"TOOLBOX_{self.key.upper().replace('-', '_')}"
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Who a complaint is about: the environment variable, where the value came from there."""
+        source = None if ctx is None else ctx.get_parameter_source(str(self.name))
+        if source is click.core.ParameterSource.ENVIRONMENT:
+            return f"{self.envvar} in the environment"
+        return super().get_error_hint(ctx)
 
 
 class Number(click.ParamType):
@@ -85,7 +97,10 @@ class PathType(click.ParamType):
         if self.named:
             name, _, value = value.partition("=")
             return f"{name}={self.absolute_plain(value, base)}"
-        if self.model and not os.path.exists(os.path.join(base, value)):
+        is_name = value == "smollm2" or not (
+            value.startswith(("./", "../")) or os.path.exists(os.path.join(base, value))
+        )
+        if self.model and is_name:
             return value
         return self.absolute_plain(value, base)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from toolbox.shell.errors import clean
+from toolbox.shell.errors import clean, tell, without_escapes
 from toolbox.shell.streams import process_rank
 
 _PLAIN_EVERY = 15.0
@@ -37,23 +37,37 @@ class Reporter:
 
             # Without a terminal rich assumes 80 columns and cuts tables; a log file has room.
             width = None if sys.stderr.isatty() else _PLAIN_WIDTH
-            self._console = Console(file=sys.stderr, highlight=False, markup=False, width=width)
+            self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False, width=width)
         return self._console
 
     def note(self, text: str) -> None:
         """One line for people."""
         if not self.silent:
-            print(f"{self.command}: {clean(text)}", file=sys.stderr, flush=True)
+            tell(f"{self.command}: {clean(text)}\n")
 
     def warn(self, text: str) -> None:
-        """One line that is shown even with ``--quiet``."""
+        """One line that is shown even with ``--quiet``; from rank 0, as all else."""
         if process_rank() == 0:
-            print(f"{self.command}: warning: {clean(text)}", file=sys.stderr, flush=True)
+            tell(f"{self.command}: warning: {clean(text)}\n")
 
     def show(self, renderable: Any) -> None:
-        """A rich table or text."""
-        if not self.silent:
-            self.console.print(renderable)
+        """A rich table or text, or a string; terminal escapes that its words carry are left out."""
+        if self.silent:
+            return
+        from rich.segment import Segment, Segments
+        from rich.text import Text
+
+        if isinstance(renderable, str):
+            renderable = Text(renderable)
+        # Words and styles are apart only in segments. Captured, because rich itself leaves with status 1 when the
+        # reader of stderr is gone.
+        segments = [
+            part if part.control else Segment(without_escapes(part.text), part.style)
+            for part in self.console.render(renderable)
+        ]
+        with self.console.capture() as captured:
+            self.console.print(Segments(segments), end="")
+        tell(captured.get())
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Progress]:
@@ -78,11 +92,11 @@ class Progress:
             from rich.progress import Progress as RichProgress
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
             )
             self._rich = RichProgress(*columns, console=reporter.console, transient=True)
             self._task = self._rich.add_task(what, total=total, detail="")
@@ -92,7 +106,7 @@ class Progress:
         """``by`` more units are done; ``detail`` stands behind the bar."""
         self._done += by
         if self._rich is not None:
-            self._rich.update(self._task, advance=by, detail=detail)
+            self._rich.update(self._task, advance=by, detail=clean(detail))
         elif time.monotonic() - self._last >= _PLAIN_EVERY:
             self._last = time.monotonic()
             of = f"/{self._total}" if self._total is not None else ""

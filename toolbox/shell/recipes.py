@@ -8,6 +8,7 @@ number and ``no`` is a word (PyYAML's 1.1 rules say the opposite of both).
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,21 +22,25 @@ MAX_RECIPE = 1 << 20
 _NULL = re.compile(r"null|Null|NULL|~|")
 _TRUE = re.compile(r"true|True|TRUE")
 _FALSE = re.compile(r"false|False|FALSE")
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_LONGEST_INT = 1000
+"""Digits; Python refuses to read more than 4300, and no option means so many."""
+
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One setting of a recipe and the line it stands on."""
+    """One setting of a recipe, the line it stands on, and its scalar or list of scalars as written (``text``)."""
 
     key: str
     value: Any
     line: int
+    text: Any = None
 
 
 def scalar(text: str) -> Any:
-    """A plain (unquoted) YAML scalar by the 1.2 core schema; infinities and NaN stay text."""
+    """A plain (unquoted) YAML scalar by the 1.2 core schema; what is not finite stays text, as do endless integers."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text):
@@ -43,9 +48,10 @@ def scalar(text: str) -> Any:
     if _FALSE.fullmatch(text):
         return False
     if _INT.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        return int(text, base) if len(text) <= _LONGEST_INT else text
+    if _FLOAT.fullmatch(text) and math.isfinite(number := float(text)):
+        return number
     return text
 
 
@@ -57,18 +63,14 @@ def read_recipe(path: str | Path) -> list[Entry]:
     import yaml
 
     try:
-        text = Path(path).read_bytes()
+        with open(path, "rb") as handle:
+            text = handle.read(MAX_RECIPE + 1)
     except FileNotFoundError:
         raise MissingInput(f"{path}: no such recipe", "recipes of this project lie under recipes/") from None
     if len(text) > MAX_RECIPE:
         raise BadRecipe(f"{path}: larger than {MAX_RECIPE:,} bytes")
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise BadRecipe(f"{path}:{line}: anchors and aliases are not allowed", "write the value out")
-            if getattr(event, "tag", None):
-                raise BadRecipe(f"{path}:{line}: tags are not allowed", "write the plain value")
+        _refuse_shapes(yaml.parse(text, Loader=yaml.SafeLoader), path)
         documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -81,6 +83,26 @@ def read_recipe(path: str | Path) -> list[Entry]:
     if not documents or documents[0] is None:
         return []
     return list(_entries(documents[0], str(path)))
+
+
+def _refuse_shapes(events: Iterable[Any], path: str | Path) -> None:
+    """Raise at the first anchor, alias, tag or nested value, before anything is built from the text."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise BadRecipe(f"{path}:{line}: anchors and aliases are not allowed", "write the value out")
+        if getattr(event, "tag", None):
+            raise BadRecipe(f"{path}:{line}: tags are not allowed", "write the plain value")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 2:  # settings, and the list that one may have
+            raise _nested(path, line)
+
+
+def _nested(path: str | Path, line: int) -> BadRecipe:
+    return BadRecipe(f"{path}:{line}: a value is a scalar or a flat list", "recipes are flat")
 
 
 def _entries(root: Any, path: str) -> Iterable[Entry]:
@@ -97,17 +119,21 @@ def _entries(root: Any, path: str) -> Iterable[Entry]:
         if key in seen:
             raise BadRecipe(f"{path}:{line}: `{key}` stands on line {seen[key]} already", "keep one of them")
         seen[key] = line
-        yield Entry(key, _value(value_node, path), line)
+        if isinstance(value_node, yaml.ScalarNode):
+            yield Entry(key, _value(value_node, path), line, value_node.value)
+        elif isinstance(value_node, yaml.SequenceNode):
+            items = value_node.value
+            yield Entry(key, [_value(item, path) for item in items], line, [item.value for item in items])
+        else:
+            raise _nested(path, value_node.start_mark.line + 1)
 
 
 def _value(node: Any, path: str) -> Any:
-    import yaml
-
-    if isinstance(node, yaml.ScalarNode):
-        return scalar(node.value) if node.style is None else node.value
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
-        return [_value(item, path) for item in node.value]
-    raise BadRecipe(f"{path}:{node.start_mark.line + 1}: a value is a scalar or a flat list", "recipes are flat")
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise BadRecipe(f"{path}:{node.start_mark.line + 1}: half of a surrogate pair is no character") from None
+    return scalar(node.value) if node.style is None else node.value
 
 
 def unknown_key(path: str, entry: Entry, known: Collection[str]) -> BadRecipe:
@@ -118,12 +144,17 @@ def unknown_key(path: str, entry: Entry, known: Collection[str]) -> BadRecipe:
 
 
 def write_recipe(settings: Mapping[str, Any]) -> str:
-    """``settings`` as recipe text that ``read_recipe`` reads back to the same values; None is left out."""
-    lines = [f"{key}: {_render(value)}" for key, value in settings.items() if value is not None]
+    """``settings`` as recipe text that ``read_recipe`` reads back to the same values; None is left out.
+
+    Numbers are finite, text is Unicode without lone surrogates.
+    """
+    lines = [f"{_render(key)}: {_render(value)}" for key, value in settings.items() if value is not None]
     return "\n".join(lines) + "\n"
 
 
 def _render(value: Any) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -131,9 +162,16 @@ def _render(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_render(item) for item in value) + "]"
     text = str(value)
-    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+=-]*", text) and isinstance(scalar(text), str)
-    if plain:
+    if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./+=-]*", text) and isinstance(scalar(text), str):
         return text
-    import json
+    return '"' + "".join(map(_escape, text)) + '"'
 
-    return json.dumps(text)
+
+def _escape(character: str) -> str:
+    # Not json.dumps: its two \\u for one character beyond the basic plane are two characters in YAML.
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

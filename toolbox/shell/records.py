@@ -18,6 +18,9 @@ from toolbox.shell.streams import MAX_LINE, Streams, damaged_is_bad_data, displa
 MAX_ARRAY = 1 << 30
 """Largest accepted JSON array in bytes; lines have no such bound."""
 
+_SPACE = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+
 MAX_DEPTH = 64
 """Deepest accepted nesting: what goes out must be readable by any other tool."""
 
@@ -108,7 +111,10 @@ PROMPT_SHAPES: tuple[type[msgspec.Struct], ...] = (PromptMessages, Prompt)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One validated record: ``data`` is what came in (renamed by ``--map``), ``value`` its typed form."""
+    """One validated record: ``data`` is what came in (renamed by ``--map``), ``value`` its typed form.
+
+    ``line`` is None for the elements of an array; ``index`` counts the records of the source from 0, bad ones too.
+    """
 
     data: dict[str, Any]
     value: Any
@@ -119,6 +125,8 @@ class Record:
 
     def bad(self, what: str, advice: str | None = None, field: str | None = None) -> BadData:
         """A complaint about this record, to be raised by whoever finds it."""
+        if self.line is None:  # an element of an array
+            field = f"$[{self.index}]" + (field or "").removeprefix("$")
         return BadData(what, advice, file=self.file, line=self.line, field=field)
 
 
@@ -204,12 +212,24 @@ def decode(raw: bytes | msgspec.Raw, file: str, line: int | None, field: str | N
     return data
 
 
+def _skip_space(handle: BinaryIO) -> tuple[int, bytes]:
+    """Step over a byte-order mark and white space; the lines passed and what comes first (empty at the end)."""
+    lines, mark = 0, _BOM
+    while head := handle.peek(1):  # type: ignore[attr-defined]
+        rest = head.removeprefix(mark).lstrip(_SPACE)
+        lines += handle.read(len(head) - len(rest)).count(b"\n")
+        if rest:
+            return lines, rest[:1]
+        mark = b""  # a pipe may give no more than white space at first
+    return lines, b""
+
+
 def _elements(handle: BinaryIO, name: str) -> Iterator[tuple[int | None, str | None, bytes | msgspec.Raw]]:
     """``(line, field prefix, raw JSON)`` of each record: a first byte ``[`` means one array, else lines."""
     with damaged_is_bad_data(name):
-        head = handle.peek(1024)[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
-    if not head.startswith(b"["):
-        for number, line in iter_lines(handle, name):
+        passed, first = _skip_space(handle)
+    if first != b"[":
+        for number, line in iter_lines(handle, name, passed=passed):
             yield number, None, line
         return
     with damaged_is_bad_data(name):
@@ -217,12 +237,13 @@ def _elements(handle: BinaryIO, name: str) -> Iterator[tuple[int | None, str | N
     if len(whole) > MAX_ARRAY:
         raise BadData(f"a JSON array of more than {MAX_ARRAY:,} bytes", "use JSON lines: jq -c '.[]'", file=name)
     try:
-        raws = msgspec.json.decode(whole.removeprefix(b"\xef\xbb\xbf"), type=list[msgspec.Raw])
+        raws = msgspec.json.decode(whole, type=list[msgspec.Raw])
+    except RecursionError:
+        raise BadData("nested too deeply", file=name) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadData(f"not valid JSON: {error}", "one JSON object a line, or one array", file=name) from None
+    del whole
     for position, raw in enumerate(raws):
-        if len(raw) > MAX_LINE:
-            raise BadData(f"a record of more than {MAX_LINE:,} bytes", file=name, field=f"$[{position}]")
         yield None, f"$[{position}]", raw
 
 
@@ -251,9 +272,9 @@ class RecordReader:
     def __call__(self, handle: BinaryIO, name: str) -> Iterator[Record]:
         """Yield the records of one open source; ``name`` is what messages call it."""
         name = display_name(name)
-        for line, prefix, raw in _elements(handle, name):
+        for index, (line, prefix, raw) in enumerate(_elements(handle, name)):
             try:
-                record = self._record(raw, name, line, prefix)
+                record = self._record(raw, name, line, prefix, index)
             except BadData as problem:
                 self.bad(problem, bytes(raw))
                 continue
@@ -268,30 +289,37 @@ class RecordReader:
         if self.rejects is not None:
             self.rejects(raw, problem)
 
-    def _record(self, raw: bytes | msgspec.Raw, name: str, line: int | None, prefix: str | None) -> Record:
-        data = decode(raw, name, line, prefix)
-        for old, new in self.renames.items():
-            if old in data:
-                if new in data:
-                    raise BadData(f"--map would overwrite `{new}`", file=name, line=line, field=prefix)
-                data[new] = data.pop(old)
+    def _record(self, raw: bytes | msgspec.Raw, name: str, line: int | None, prefix: str | None, index: int) -> Record:
+        if len(raw) > MAX_LINE:
+            raise BadData(f"a record of more than {MAX_LINE:,} bytes", file=name, line=line, field=prefix)
+        data = self._renamed(decode(raw, name, line, prefix), name, line, prefix)
         shape = self._shape(data, name, line, prefix)
         try:
             value = msgspec.convert(data, shape)
         except msgspec.ValidationError as error:
-            what, _, place = str(error).partition(" - at `")
-            field = (prefix or "$") + (place.rstrip("`").removeprefix("$") if place else "")
-            raise BadData(what, None, file=name, line=line, field=field) from None
-        index = self.read + self.skipped
+            what, at, place = str(error).rpartition(" - at `")  # the last one: a quoted value may hold another
+            field = (prefix or "$") + place.rstrip("`").removeprefix("$") if at else prefix
+            raise BadData(what if at else place, None, file=name, line=line, field=field) from None
         identifier = getattr(value, "id", None)
         return Record(data, value, str(line or index + 1) if identifier is None else str(identifier), name, line, index)
+
+    def _renamed(self, data: dict[str, Any], name: str, line: int | None, prefix: str | None) -> dict[str, Any]:
+        if self.renames.keys().isdisjoint(data):
+            return data
+        renamed: dict[str, Any] = {}  # all at once, so that two fields may swap their names
+        for old, value in data.items():
+            new = self.renames.get(old, old)
+            if new in renamed:
+                raise BadData(f"--map would overwrite `{new}`", file=name, line=line, field=prefix)
+            renamed[new] = value
+        return renamed
 
     def _shape(self, data: dict[str, Any], name: str, line: int | None, prefix: str | None) -> type[msgspec.Struct]:
         for shape in self.shapes:
             if all(data.get(need) is not None for need in shape.needs):  # type: ignore[attr-defined]
                 return shape
         wanted = ", or ".join("+".join(shape.needs) for shape in self.shapes)  # type: ignore[attr-defined]
-        found = ", ".join(sorted(data)[:12]) or "none"
+        found = ", ".join(f"{key} (null)" if data[key] is None else key for key in sorted(data)[:12]) or "none"
         raise BadData(
             f"no known shape: expected {wanted}; found fields: {found}",
             "rename fields with --map new=old",
@@ -308,11 +336,11 @@ def read_records(name: str, streams: Streams, reader: RecordReader, role: str = 
 
 
 def write_rejects(path: str, rejected: Sequence[bytes]) -> None:
-    """Write skipped records as they came, one a line."""
+    """Write skipped records as they came, one a line (the line breaks inside an element of an array become spaces)."""
     from toolbox.shell.files import atomic_file
 
     with atomic_file(path) as handle:
-        handle.writelines(raw + b"\n" for raw in rejected)
+        handle.writelines(raw.replace(b"\n", b" ") + b"\n" for raw in rejected)
 
 
 def json_schema(shapes: Iterable[type[msgspec.Struct]]) -> dict[str, Any]:

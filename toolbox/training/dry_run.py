@@ -19,7 +19,7 @@ _BYTES = {"adamw": 16, "sgd": 8}
 def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -> None:
     """Print counts, steps, parameters and a memory estimate: JSON on stdout, for people on stderr.
 
-    The last set's first row is shown as the model sees it, with its labelled tokens marked.
+    The first row of a set that is not to be forgotten is shown as the model sees it, its labelled tokens marked.
     """
     from toolbox.models.chat import Chat
     from toolbox.models.facts import count_parameters
@@ -59,6 +59,8 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
         f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {options.batch_size} rows at lr {lr:g}; at least "
         f"{parameters * trained / 2**30:.1f} GiB for weights, gradients and optimiser"
     )
-    name, rows = list(encoded.items())[-1]
-    call.reporter.note(f"first {name} row, labelled tokens in ⟦ ⟧:")
-    call.reporter.show(chat.show(rows[0]))
+    for name, rows in {**brief.watched, **brief.train}.items():
+        if name != "forget":  # those texts are never shown
+            call.reporter.note(f"first {name} row, labelled tokens in ⟦ ⟧:")
+            call.reporter.show(chat.show(encode_row(chat, rows[0], options.loss_on, options.max_length)))
+            break

@@ -33,6 +33,8 @@ _SAVE_SECONDS = 60.0
 """With ``save_every="auto"``: the least time between two saved states."""
 _SAVE_SHARE = 20.0
 """... and so many times as long as the last saving took: it costs at most a twentieth of the run."""
+_SAME_WISH = 1.0
+"""Seconds in which a second signal counts as the first one's echo."""
 AUTO_TOKENS = 1024
 """With ``micro_batch="auto"``: padded tokens of one backward pass."""
 
@@ -113,7 +115,7 @@ class Loop:
         self.metrics: Metrics = {}
         self._measured = -1  # the step self.metrics belong to
         self.stopped = "epochs"
-        self._interrupted = 0
+        self._interrupted = 0.0  # when a signal asked for a stop
         self._last_save = time.monotonic()
         self._save_cost = 0.0
         self._saved = -1
@@ -277,7 +279,7 @@ class Loop:
             due = time.monotonic() - self._last_save > max(_SAVE_SECONDS, _SAVE_SHARE * self._save_cost)
         else:
             due = int(wanted) > 0 and self.step % int(wanted) == 0
-        mine = [float(due and self.accelerator.is_main_process), float(self._interrupted)]
+        mine = [float(due and self.accelerator.is_main_process), float(self._interrupted > 0)]
         due_sum, interrupted = sum_over_processes(self.accelerator, mine)  # ranks must agree
         if interrupted:
             self.save()
@@ -288,13 +290,16 @@ class Loop:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM asks for a stop behind this step, the second ends the process at once."""
+        """The first SIGINT or SIGTERM asks for a stop behind this step, the second ends the process at once.
+
+        Ctrl-C reaches a worker twice, from the terminal and from its launcher: what follows at once is the same wish.
+        """
 
         def ask(signum: int, _: Any) -> None:
-            if self._interrupted:
+            if self._interrupted and time.monotonic() - self._interrupted > _SAME_WISH:
                 signal.signal(signum, signal.SIG_DFL)
                 signal.raise_signal(signum)
-            self._interrupted = 1
+            self._interrupted = self._interrupted or time.monotonic()
 
         before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -305,6 +310,10 @@ class Loop:
 
 
 def flat(metrics: Metrics) -> dict[str, float]:
-    """``{"forget": {"es": 1}}`` as ``{"forget_es": 1}``."""
-    return {f"{name}_{key}": value for name, values in metrics.items() for key, value in values.items()
-        if isinstance(value, float | int)}  # fmt: skip
+    """``{"forget": {"es": 1}}`` as ``{"forget_es": 1}``; intervals are left out."""
+    return {
+        f"{name}_{key}": value
+        for name, values in metrics.items()
+        for key, value in values.items()
+        if isinstance(value, int | float)
+    }

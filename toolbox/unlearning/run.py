@@ -129,7 +129,9 @@ def before_after(done: Mapping[str, Any], call: Invocation) -> None:
 
     call.reporter.show(before_after_table(done["before"], done["after"], done["steps"]))
     before, after = done["before"]["forget"]["es"], done["after"]["forget"]["es"]
-    if before - after < FORGOT_LITTLE * before or before == 0:
+    if before == 0:
+        call.reporter.warn("forget ES was 0 before the run: the model does not recite these rows (another --template?)")
+    elif before - after < FORGOT_LITTLE * before:
         call.reporter.warn(
             f"the run forgot little (forget ES {before:.3f} -> {after:.3f}): raise --epochs or --lr, or lower --alpha"
         )
