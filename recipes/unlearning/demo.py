@@ -112,7 +112,8 @@ def report(done: dict, asked: list[dict], before: list[str], after: list[str]) -
 
     from toolbox.unlearning.tables import before_after_table
 
-    console = Console(highlight=False, markup=False)
+    # Where stdout is no terminal rich assumes 80 columns, too few for five columns of intervals.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
     console.print()
     console.print(before_after_table(done["before"], done["after"], done["steps"]))
     answers = Table(box=box.SIMPLE_HEAD, show_lines=True)

@@ -26,7 +26,7 @@ def schema() -> dict[str, Any]:
     examples=[
         "zcat tofu.json.gz | lm-tune --out tuned | tail -n 1",
         "lm-tune --model tuned --out adapter --lora-r 8 --epochs 3 chats.jsonl\n"
-        "lm-tune --out tuned --epochs 6 --lr 2e-4 --stop-when 'loss<.02' people.jsonl",
+        "lm-tune --out people --epochs 6 --lr 2e-4 --stop-when 'loss<.02' people.jsonl",
     ],
 )
 @click.argument("file", default="-", type=PathType())
