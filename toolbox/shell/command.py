@@ -163,7 +163,7 @@ class ToolCommand(click.Command):
             if isinstance(kind, PathType) and value is not None:
                 many = isinstance(value, tuple)
                 value = [kind.absolute(v, ".") for v in value] if many else kind.absolute(value, ".")
-            if value != () or parameter.get_default(ctx):
+            if value != () or isinstance(parameter.default, list | tuple):
                 settings[_key(parameter)] = value
         return write_recipe(settings)
 
@@ -190,14 +190,14 @@ def _recipe_value(ctx: click.Context, parameter: click.Parameter, entry: Any, pa
             raise bad(f"expected {kind.name}, got {json.dumps(item)}")
     if not isinstance(kind, Number) and not is_flag:
         values = words  # as written: 007 is three characters where text is expected
-    if isinstance(kind, PathType):
-        values = [kind.absolute(item, os.path.dirname(path) or ".") for item in values]
     value = values if parameter.multiple else values[0]
     try:
         parameter.type_cast_value(ctx, value)
     except click.BadParameter as error:
         raise bad(error.message) from None
-    return value
+    if isinstance(kind, PathType):
+        values = [kind.absolute(item, os.path.dirname(path) or ".") for item in values]
+    return values if parameter.multiple else values[0]
 
 
 def command(

@@ -168,7 +168,7 @@ def from_os_error(error: OSError) -> ToolboxError:
             return MissingInput(text, "check the path")
         case errno.EEXIST:
             return CannotCreate(text, "choose another name")
-        case code if code in _NOT_REACHED:
+        case code if code in _NOT_REACHED or code < 0:  # below 0 are getaddrinfo's
             return Unavailable(text, "check the address and the network, then run again")
         case errno.ENOMEM:
             return _out_of_memory()

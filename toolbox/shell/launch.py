@@ -117,7 +117,8 @@ def _read_configuration(path: str) -> tuple[str, int | None]:
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise UsageProblem(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise UsageProblem(f"{where}: not valid YAML: {what}") from None
     if not isinstance(settings, dict):
         raise UsageProblem(f"{path}: not an accelerate configuration", "recipes/accelerate/ has three to start from")
     processes = settings.get("num_processes")

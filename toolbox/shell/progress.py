@@ -58,7 +58,7 @@ class Reporter:
         from rich.text import Text
 
         if isinstance(renderable, str):
-            renderable = Text(renderable)
+            renderable = Text(without_escapes(renderable))
         # Words and styles are apart only in segments. Captured, because rich itself leaves with status 1 when the
         # reader of stderr is gone.
         segments = [

@@ -19,6 +19,8 @@ from toolbox.shell.errors import BadRecipe, MissingInput
 
 MAX_RECIPE = 1 << 20
 
+_WANTED = "a recipe is a list of `option: value` lines"
+
 _NULL = re.compile(r"null|Null|NULL|~|")
 _TRUE = re.compile(r"true|True|TRUE")
 _FALSE = re.compile(r"false|False|FALSE")
@@ -68,16 +70,21 @@ def read_recipe(path: str | Path) -> list[Entry]:
     except FileNotFoundError:
         raise MissingInput(f"{path}: no such recipe", "recipes of this project lie under recipes/") from None
     if len(text) > MAX_RECIPE:
-        raise BadRecipe(f"{path}: larger than {MAX_RECIPE:,} bytes")
+        raise BadRecipe(f"{path}: larger than {MAX_RECIPE:,} bytes", _WANTED)
     try:
         _refuse_shapes(yaml.parse(text, Loader=yaml.SafeLoader), path)
         documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise BadRecipe(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BadRecipe(f"{path}: not valid YAML: {error}") from None
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise BadRecipe(f"{where}: not valid YAML: {what}", _WANTED) from None
+    except (
+        RecursionError,
+        ValueError,
+        OverflowError,
+    ) as error:  # an escape that is no character is one of the last two
+        raise BadRecipe(f"{path}: not valid YAML: {error}", _WANTED) from None
     if len(documents) > 1:
         raise BadRecipe(f"{path}: more than one YAML document", "one recipe a file")
     if not documents or documents[0] is None:
@@ -109,12 +116,12 @@ def _entries(root: Any, path: str) -> Iterable[Entry]:
     import yaml
 
     if not isinstance(root, yaml.MappingNode):
-        raise BadRecipe(f"{path}:1: a recipe is a list of `option: value` lines")
+        raise BadRecipe(f"{path}:1: not a list of settings", _WANTED)
     seen: dict[str, int] = {}
     for key_node, value_node in root.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise BadRecipe(f"{path}:{line}: a key must be an option name")
+            raise BadRecipe(f"{path}:{line}: a key must be an option name", _WANTED)
         key = key_node.value
         if key in seen:
             raise BadRecipe(f"{path}:{line}: `{key}` stands on line {seen[key]} already", "keep one of them")
@@ -132,7 +139,8 @@ def _value(node: Any, path: str) -> Any:
     try:
         node.value.encode()
     except UnicodeEncodeError:
-        raise BadRecipe(f"{path}:{node.start_mark.line + 1}: half of a surrogate pair is no character") from None
+        where = f"{path}:{node.start_mark.line + 1}"
+        raise BadRecipe(f"{where}: half of a surrogate pair is no character", "write the character itself") from None
     return scalar(node.value) if node.style is None else node.value
 
 

@@ -166,25 +166,28 @@ def open_source(name: str, streams: Streams, role: str = "the input") -> BinaryI
 
     Raises FileNotFoundError and friends as the operating system does, and UsageProblem when stdin is a terminal.
     """
-    if name in _STDIN:  # by any of its names: fd 0 is /dev/null by now
-        if streams.stdin_is_terminal():
-            raise UsageProblem(f"{role} is read from stdin, which is a terminal", "pipe data in or name a file")
-        raw: Any = streams.take_stdin(role)
-    else:
-        raw = open(name, "rb")  # noqa: SIM115 - the caller closes what this returns
     try:
+        raw: Any = _take(streams, role) if name in _STDIN else open(name, "rb")  # noqa: SIM115
         head = raw.peek(4)[:4]
         if any(magic.startswith(head) for magic in (_GZIP, _ZSTD, _BOM)) and 0 < len(head) < 4:
             head = raw.read(4)  # a pipe's first write was shorter than a magic number
             raw = io.BufferedReader(_Prepended(head, raw))
-    except OSError as error:  # a directory as stdin: read(2) does not know the name
-        error.filename = error.filename or display_name(name)
+    except OSError as error:  # a directory as stdin: the system knows a number for it at best
+        if not isinstance(error.filename, str):
+            error.filename = display_name(name)
         raise
     if head.startswith(_GZIP):
         return io.BufferedReader(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
     if head.startswith(_ZSTD):
         return io.BufferedReader(_ZstdFrames(raw), 1 << 16)
     return raw
+
+
+def _take(streams: Streams, role: str) -> BinaryIO:
+    # By any of its names: to open /dev/stdin would give the /dev/null that fd 0 is by now.
+    if streams.stdin_is_terminal():
+        raise UsageProblem(f"{role} is read from stdin, which is a terminal", "pipe data in or name a file")
+    return streams.take_stdin(role)
 
 
 def display_name(name: str) -> str:

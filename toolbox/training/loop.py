@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from toolbox.shell.errors import TryAgain
+from toolbox.shell.errors import AlreadyReported, TryAgain
 from toolbox.training.objective import Objective
 from toolbox.training.processes import sum_over_processes
 from toolbox.training.state import RunState, TrainingTensors, load_tensors, read_state, save_state
@@ -242,7 +242,11 @@ class Loop:
         self.save()  # the parameters are still those of the last good step
         where = f"the state of step {self.step} is kept" if self.state_dir else "nothing was saved"
         what = f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite; {where}"
-        raise TryAgain(what, "try a lower --lr, --max-grad-norm 1, or --precision fp32")
+        self._stop(what, "try a lower --lr, --max-grad-norm 1, or --precision fp32")
+
+    def _stop(self, what: str, advice: str) -> None:
+        """End all ranks with 75; one of them says why."""
+        raise TryAgain(what, advice) if self.accelerator.is_main_process else AlreadyReported(TryAgain.exit_code)
 
     # -- between steps ------------------------------------------------------------------------------------------------
     def _due(self, window: Window) -> bool:
@@ -284,7 +288,7 @@ class Loop:
         if interrupted:
             self.save()
             kept = f"state saved behind step {self.step}" if self.state_dir else "nothing saved"
-            raise TryAgain(f"interrupted; {kept}", "the same command with --resume goes on")
+            self._stop(f"interrupted; {kept}", "the same command with --resume goes on")
         if due_sum:
             self.save()
 
