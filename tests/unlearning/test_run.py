@@ -70,6 +70,7 @@ def test_the_same_rows_in_both_sets_are_a_warning_without_their_text(tool, tiny,
         (("--gamma", "nan"), True, 2, "not finite"),
         (("--lora-r", "2", "--delta", "d"), True, 2, "--delta does not apply to --lora-r"),
         (("--lora-alpha", "2"), True, 2, "need --lora-r"),
+        (("--delta", "d", "--model", "some/hub-id"), True, 69, "hub"),
         (("--stop-when", "forget_es<"), True, 2, "--stop-when"),
         (("--stop-when", "other_es<1"), True, 2, "`other_es` is not one of"),
         (("--watch", "forget=x"), True, 2, "the name forget is taken"),
@@ -91,6 +92,19 @@ def test_what_does_not_fit_together(go, tmp_path, more, keep, code, says):
         assert done.out == b""
         assert not (tmp_path / "out").exists()
         assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_quantised_model_is_refused_before_it_loads(go, tool, tiny, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "four-bit")
+    config = json.loads((tiny / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "four-bit" / "config.json").write_text(json.dumps(config))
+    done = go("--model", tmp_path / "four-bit")
+    assert (done.code, done.out) == (2, b"")
+    assert "quantised" in done.err
 
 
 def test_watched_sets_are_forget_retain_and_named_ones(go, rows):

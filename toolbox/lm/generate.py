@@ -6,12 +6,14 @@ it is shared among ranks, so that the number of processes does not show in the o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from toolbox.models.generate import Completion, Decoding, LocalBackend, Request, plan_batches
 from toolbox.models.load import find_model
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, UsageProblem
@@ -20,7 +22,7 @@ from toolbox.shell.streams import JsonlWriter, process_rank
 
 if TYPE_CHECKING:
     from toolbox.models.chat import Chat
-    from toolbox.models.generate import Backend, Completion
+    from toolbox.models.generate import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +148,10 @@ def run(options: Options, call: Invocation) -> None:
         if windows is not None:
             _dry_run(windows, first, options, call)
         return
-    if leader and not first and "WORLD_SIZE" not in _environment():
+    if leader and not first and "WORLD_SIZE" not in os.environ:
         _finish(windows, options, call)
         return
     _Generation(options, call, source, windows).run(first)
-
-
-def _environment() -> Any:
-    import os
-
-    return os.environ
 
 
 def _dry_run(windows: Windows, first: list[Record], options: Options, call: Invocation) -> None:
@@ -188,6 +184,9 @@ class _Generation:
         from toolbox.training.processes import start_processes
 
         self.options, self.call, self.windows = options, call, windows
+        self.decoding = Decoding(
+            options.max_new_tokens, options.temperature, options.top_p, options.stop, options.seed, options.logprobs
+        )
         self.accelerator = start_processes()
         device = self.accelerator.device if options.device == "auto" else torch.device(options.device)
         dtype = options.dtype
@@ -211,8 +210,6 @@ class _Generation:
         return chat, chat
 
     def _backend(self, model: Any, device: Any) -> Backend:
-        from toolbox.models.generate import LocalBackend
-
         size = self.options.batch_size
         self.batch_size = (32 if device.type == "cuda" else 16) if size == "auto" else int(size)
         return LocalBackend(
@@ -250,11 +247,7 @@ class _Generation:
         for record in window:
             try:
                 ids = self._prompt_ids(record)
-                if len(ids) + 1 > self.backend.window:  # type: ignore[attr-defined]
-                    raise BadData(
-                        f"the prompt has {len(ids)} tokens, the model's window is {self.backend.window}",  # type: ignore[attr-defined]
-                        "shorten it, or leave such rows out with --on-bad skip",
-                    )
+                self.backend.room(Request(record.id, tuple(ids)), self.decoding)
             except BadData as problem:
                 self.windows.bad(record.bad(problem.reason, problem.advice, problem.field), record)
                 continue
@@ -273,13 +266,9 @@ class _Generation:
 
     def _complete(self, items: Sequence[Item]) -> list[Completion]:
         """All completions of a window, prompt by prompt and sample by sample, on every rank."""
-        from toolbox.models.generate import Completion, Decoding, Request, plan_batches
         from toolbox.training.processes import gather_bytes
 
         options = self.options
-        decoding = Decoding(
-            options.max_new_tokens, options.temperature, options.top_p, options.stop, options.seed, options.logprobs
-        )
         requests = [Request(path, tuple(item.ids)) for item in items for path in item.paths]
         batches = plan_batches(
             [len(request.prompt_ids) + options.max_new_tokens for request in requests], self.batch_size,
@@ -287,7 +276,7 @@ class _Generation:
         )  # fmt: skip
         mine: list[Result] = []
         for batch in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            done = self.backend.complete([requests[place] for place in batch], decoding)
+            done = self.backend.complete([requests[place] for place in batch], self.decoding)
             mine += [
                 Result(place, one.text, one.finish_reason, one.n_prompt_tokens, one.n_completion_tokens,
                        None if one.logprobs is None else list(one.logprobs))

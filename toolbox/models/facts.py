@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from toolbox.models.load import ModelSource, base_model, load_config, prepare
@@ -11,6 +12,13 @@ def weights_directory(source: ModelSource) -> Path | None:
     """The directory with the safetensors that ``source`` stands for (an adapter's own); None for a model on the hub."""
     where = prepare(source)
     return where if isinstance(where, Path) else None
+
+
+def is_quantised(source: ModelSource) -> bool:
+    """Whether a directory's configuration says that its weights are quantised; those cannot be trained."""
+    if source.kind != "directory" or source.path is None:
+        return False
+    return "quantization_config" in json.loads((source.path / "config.json").read_bytes())
 
 
 def weights_digest(source: ModelSource) -> str | None:

@@ -95,6 +95,10 @@ class Backend(Protocol):
         """One completion a request, in the order of the requests."""
         ...
 
+    def room(self, request: Request, decoding: Decoding) -> int:
+        """How many new tokens the request may get; BadData when its prompt leaves no room for one."""
+        ...
+
 
 def plan_batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None = None) -> list[list[int]]:
     """Cut rows into batches: sorted by length (stable), then at most ``batch_size`` rows to a batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from toolbox.models.facts import is_quantised
 from toolbox.models.load import ModelSource, find_model
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
@@ -64,6 +66,8 @@ def train(task: Task, call: Invocation, finish: Any = None) -> None:
     options = task.options
     source = find_model(options.model, trust_remote_code=options.trust_remote_code)
     check_adapter_options(options, source.kind)
+    if is_quantised(source):
+        raise UsageProblem("the model is quantised; its weights cannot be trained", "use the unquantised model")
     for path in options.plot:
         plot_format(path)
     watches = watch_files(options)
@@ -95,8 +99,6 @@ def train(task: Task, call: Invocation, finish: Any = None) -> None:
 
 def _brief(task: Task, call: Invocation, out: OutputDirectory | None, watches: Mapping[str, str]) -> Brief:
     """Read and check everything (rank 0)."""
-    import os
-
     if out is not None and out.finished:
         return Brief(finished=True)
     sets = task.arrange(read_sets(call, task.options, {**task.inputs(), **watches}), call)
@@ -198,8 +200,6 @@ class _Run:
         from toolbox.models.token_loss import TokenLoss
 
         model = load_model(self.source, dtype="fp32", trust_remote_code=self.options.trust_remote_code)
-        if getattr(model.config, "quantization_config", None) is not None:
-            raise UsageProblem("the model is quantised; its weights cannot be trained", "use the unquantised model")
         if self.source.kind == "adapter":
             model = model.merge_and_unload()
         without_dropout(model)

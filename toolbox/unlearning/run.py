@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from toolbox.models.load import find_model
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
 from toolbox.training.language import NOT_DECIDING, DataSet, Sets, TrainOptions, lr_by_size
@@ -105,6 +106,11 @@ def check(options: Options) -> None:
         raise UsageProblem("--holdout needs --retain", "it keeps the first rows of that set for evaluation")
     if options.delta is not None and options.lora_r:
         raise UsageProblem("--delta does not apply to --lora-r", "the adapter itself is the difference")
+    if options.delta is not None and find_model(options.model).kind in ("adapter", "hub"):
+        raise UsageProblem(
+            f"--delta needs the base's weights in one place, and --model {options.model} is an adapter or on the hub",
+            "save it as a directory with transformers first",
+        )
 
 
 def run(options: Options, call: Invocation) -> None:
@@ -146,5 +152,7 @@ def write_difference(outcome: Outcome, options: Options, call: Invocation) -> No
 
     deciding = {name: value for name, value in call.settings.items() if name not in NOT_DECIDING}
     metadata = header(call.command, deciding, options.seed, {})
-    with open_weights(weights_directory(outcome.source)) as base, open_weights(outcome.directory) as new:
+    directory = weights_directory(outcome.source)
+    assert directory is not None  # check() has refused sources without one
+    with open_weights(directory) as base, open_weights(outcome.directory) as new:
         write_delta(base, new, str(options.delta), metadata)
