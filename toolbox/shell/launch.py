@@ -136,7 +136,10 @@ def launch(command: str, arguments: Sequence[str], processes: int | None, config
     os.environ.pop("OMP_NUM_THREADS", None)  # each worker sets its own share
     accelerate_launch = importlib.import_module("accelerate.commands.launch")
     elastic = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    importlib.import_module("torch.distributed.run")
+    for name in list(logging.root.manager.loggerDict):  # each of them has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     text = text or _configuration(processes)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as handle:
         handle.write(text)
