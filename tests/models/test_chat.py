@@ -624,3 +624,23 @@ def test_llama2_does_not_open_the_embedded_models_texts_with_a_turn(smollm2):
 def test_telling_templates_apart_costs_no_torch():
     code = "import sys, toolbox.models.chat; sys.exit(bool({'torch', 'transformers', 'jinja2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_inside_a_row():
+    """As Llama 2's does: the answer's first token must be spelled as it stands behind the prompt."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {symbol: index for index, symbol in enumerate(["<unk>", "</s>", "\u2581", "\n", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens(["</s>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    assert fast.convert_ids_to_tokens(fast("ab")["input_ids"]) == ["\u2581", "a", "b"]
+    chat = Chat(fast, "llama2")
+    row = chat.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "ab"}])
+    labelled = [id for id, on in zip(row.ids, row.labelled, strict=True) if on]
+    assert fast.convert_ids_to_tokens(labelled) == ["a", "b", "</s>"]
+    assert list(row.ids[: -len(labelled)]) == chat.prompt([{"role": "user", "content": "q"}])

@@ -10,11 +10,12 @@ import sys
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from tests.models.test_load import ROOT, write_gguf
 from tests.tiny import tiny_model, tiny_model_dir
 from toolbox.models.adapters import add_lora, save_adapter
-from toolbox.models.facts import count_parameters, weights_digest, weights_directory
+from toolbox.models.facts import count_parameters, is_quantised, weights_digest, weights_directory
 from toolbox.models.load import ModelSource, find_model, load_model
 from toolbox.shell.errors import BadData
 
@@ -36,7 +37,7 @@ def test_the_count_is_that_of_the_loaded_model(tmp_path, architecture, sizes, ti
     expected = sum(p.numel() for p in model.parameters())
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
     for weights in tmp_path.glob("*.safetensors"):
-        weights.write_bytes(b"")  # never looked at
+        save_file({"x": torch.zeros(1)}, weights)  # never looked at
     assert count_parameters(find_model(str(tmp_path))) == expected
 
 
@@ -52,6 +53,16 @@ def test_of_an_adapter_the_base_is_counted_and_its_own_file_digested(adapter):
     assert count_parameters(source) == tiny_model().num_parameters()
     assert weights_directory(source) == adapter
     assert weights_digest(source) == hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_quantised_weights_are_told_by_the_configuration(adapter):
+    base = adapter.parent / "base"
+    config = json.loads((base / "config.json").read_text())
+    sources = [find_model(str(path)) for path in (base, adapter)]
+    for entry, quantised in ((None, False), ({"quant_method": "gptq", "bits": 4}, True)):
+        (base / "config.json").write_text(json.dumps({**config, "quantization_config": entry}))
+        assert [is_quantised(source) for source in sources] == [quantised, quantised]
+    assert not is_quantised(ModelSource("some/model", "hub"))
 
 
 def test_an_adapter_on_a_gguf(tmp_path, monkeypatch):

@@ -75,10 +75,13 @@ def adapters_off(model: Any) -> Iterator[Any]:
             parameter.requires_grad_(was)
 
 
-def save_adapter(model: Any, directory: Path, metadata: Mapping[str, str]) -> None:
+def save_adapter(
+    model: Any, directory: Path, metadata: Mapping[str, str], state_dict: Mapping[str, Any] | None = None
+) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft reads them.
 
-    Equal adapters give equal bytes. Nothing of ``model`` changes.
+    ``state_dict`` holds gathered full tensors where ``model``'s own are shards. Equal adapters give equal bytes.
+    Nothing of ``model`` changes.
     """
     from peft import get_peft_model_state_dict
 
@@ -92,5 +95,7 @@ def save_adapter(model: Any, directory: Path, metadata: Mapping[str, str]) -> No
             setattr(config, field, sorted(value))
     config.save_pretrained(str(directory))
     # "auto" would look the base up, on the hub if need be, to see whether its vocabulary was changed; ours never is.
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(
+        model, None if state_dict is None else dict(state_dict), adapter_name=name, save_embedding_layers=False
+    )
     write_sharded(directory, dict(tensors), metadata, stem="adapter_model", max_shard_bytes=float("inf"))

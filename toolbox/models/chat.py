@@ -137,7 +137,7 @@ class Chat:
                 raise _does_not_nest()
         except BadData:
             return self._controls.ids(opened, hidden)
-        builder.add(self._controls.ids(opened[len(rendered) :], hidden), False)
+        builder.add(self._controls.ids(opened[len(rendered) :], hidden, first=not builder.ids), False)
         return builder.ids
 
     @property
@@ -212,11 +212,11 @@ class Chat:
             prompt, tail = self._answer_of(messages[:place], message)
             if not prompt.startswith(rendered):
                 raise _does_not_nest()
-            builder.add(self._controls.ids(prompt[len(rendered) :], hidden), False)
+            builder.add(self._controls.ids(prompt[len(rendered) :], hidden, first=not builder.ids), False)
             answer, end, consumed = self._split(tail)
             if message["content"].strip() not in answer:
                 raise _does_not_nest()
-            builder.add(self._controls.ids(answer, hidden), learn(place))
+            builder.add(self._controls.ids(answer, hidden, first=not builder.ids), learn(place))
             if end is not None:
                 builder.add([end], learn(place), end=True)
             rendered = prompt + tail[:consumed]
@@ -277,6 +277,7 @@ class _Controls:
         names = [text for text, special in added.items() if special] + undeclared
         self._any, self._undeclared = _pattern(names), _pattern(undeclared)
         # What could become a control token together with the text before or behind it.
+        self._guard = self._find_guard()
         self._heads = tuple({name[:cut] for name in names for cut in range(1, len(name))})
         self._tails = tuple({name[cut:] for name in names for cut in range(1, len(name))})
 
@@ -301,28 +302,54 @@ class _Controls:
             turns.append({"role": message["role"], "content": content})
         return turns, hidden
 
-    def ids(self, text: str, hidden: Mapping[str, str]) -> list[int]:
-        """Ids of rendered text: control tokens of the template as such, those of hidden contents as plain text."""
+    def ids(self, text: str, hidden: Mapping[str, str], *, first: bool = True) -> list[int]:
+        """Ids of rendered text: control tokens of the template as such, those of hidden contents as plain text.
+
+        A text that is not the ``first`` of its row goes on from another one.
+        """
         if not any(mark in text for mark in hidden):
-            return self._encode(text, plain=False)
+            return self._encode(text, plain=False, first=first)
         ids: list[int] = []
         start = 0
         for control in self._any.finditer(text):
-            ids += self.plain_ids(_reveal(text[start : control.start()], hidden))
+            ids += self.plain_ids(_reveal(text[start : control.start()], hidden), first=first and not ids)
             ids.append(self._tokenizer.convert_tokens_to_ids(control.group()))
             start = control.end()
-        return ids + self.plain_ids(_reveal(text[start:], hidden))
+        return ids + self.plain_ids(_reveal(text[start:], hidden), first=first and not ids)
 
-    def plain_ids(self, text: str) -> list[int]:
+    def plain_ids(self, text: str, *, first: bool = True) -> list[int]:
         """Ids of text in which nothing is a control token."""
         # The tokenizer's own switch knows special tokens only; one that is cut in two is no longer found.
         cuts = [0, *(found.start() + 1 for found in self._undeclared.finditer(text)), len(text)]
-        return [id for start, stop in pairwise(cuts) for id in self._encode(text[start:stop], plain=True)]
+        ids: list[int] = []
+        for start, stop in pairwise(cuts):
+            ids += self._encode(text[start:stop], plain=True, first=first and not ids)
+        return ids
 
-    def _encode(self, text: str, *, plain: bool) -> list[int]:
+    def _encode(self, text: str, *, plain: bool, first: bool) -> list[int]:
+        """Tokenizers of the SentencePiece family put a space before every text: one that goes on from another is
+        spelled behind a guard, whose ids are dropped again."""
         if not text:
             return []
+        if not first and self._guard:
+            before, ids = self._call(self._guard, plain), self._call(self._guard + text, plain)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._call(text, plain)
+
+    def _call(self, text: str, plain: bool) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
+
+    def _find_guard(self) -> str | None:
+        """A text behind which another is spelled without an extra space; None where none is added anyway."""
+        start = self._call("x", False)
+        if self._tokenizer.decode(start + self._call("y", False)) == "xy":
+            return None
+        for guard in ("\n", "\t", "~", "."):
+            before, ids = self._call(guard, False), self._call(guard + "y", False)
+            if ids[: len(before)] == before and self._tokenizer.decode(start + ids[len(before) :]) == "xy":
+                return guard
+        return None
 
 
 def _pattern(names: Sequence[str]) -> re.Pattern[str]:

@@ -15,10 +15,12 @@ def weights_directory(source: ModelSource) -> Path | None:
 
 
 def is_quantised(source: ModelSource) -> bool:
-    """Whether a directory's configuration says that its weights are quantised; those cannot be trained."""
-    if source.kind != "directory" or source.path is None:
+    """Whether a directory's configuration (an adapter's: its base's) says that its weights are quantised, which cannot
+    be trained."""
+    base = base_model(source)
+    if base.kind != "directory" or base.path is None:
         return False
-    return "quantization_config" in json.loads((source.path / "config.json").read_bytes())
+    return json.loads((base.path / "config.json").read_bytes()).get("quantization_config") is not None
 
 
 def weights_digest(source: ModelSource) -> str | None:

@@ -45,7 +45,7 @@ def save_model(
     if adapter:
         from toolbox.models.adapters import save_adapter
 
-        save_adapter(model, directory, metadata)
+        save_adapter(model, directory, metadata, None if state_dict is None else _unwrapped(state_dict))
     else:
         _save_full(directory, model, state_dict, metadata)
     if chat.name not in ("chat", "raw"):
