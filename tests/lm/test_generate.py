@@ -97,9 +97,22 @@ def test_a_reference_survives_under_another_name(tool, tiny):
 
 
 def test_limit_stops_reading(tool, tiny):
-    rows = lines(*({"prompt": f"p{i}"} for i in range(5))) + "not json\n"
+    rows = lines(*({"prompt": f"p{i}"} for i in range(2))) + "not json\n"
     done = tool("lm-generate", "--model", tiny, "--limit", "2", *SHORT, stdin=rows)
     assert (done.code, len(done.rows)) == (0, 2)
+    assert tool("lm-generate", "--model", tiny, "--limit", "0", stdin=rows).out == b""
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:7", "cuda"])
+def test_a_device_that_is_not_there_is_69(tool, tiny, device):
+    if device == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU here")
+    done = tool("lm-generate", "--model", tiny, "--device", device, stdin=lines({"prompt": "x"}))
+    assert (done.code, done.out) == (69, b"")
+    assert "--device" in done.err
 
 
 def test_logprobs_and_stop_strings(tool, tiny):

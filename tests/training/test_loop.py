@@ -151,3 +151,26 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     with pytest.raises(TryAgain, match="not finite"):
         list(loop.run())
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_model_that_has_diverged_is_never_handed_out():
+    loop, model, _ = build()
+    events = loop.run()
+    for event in events:
+        if event["step"] == loop.plan.steps:
+            with torch.no_grad():
+                next(model.parameters())[0, 0] = float("inf")  # as the last update may leave it
+            break
+    with pytest.raises(TryAgain, match="a parameter is not finite"):
+        list(events)
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run():
+    loop, _, _ = build()
+
+    def evaluate():
+        raise FloatingPointError("the prob of a watched row is not finite")
+
+    loop.evaluate = evaluate
+    with pytest.raises(TryAgain, match="behind step 0: the prob of a watched row"):
+        list(loop.run())

@@ -72,6 +72,10 @@ def test_the_same_rows_in_both_sets_are_a_warning_without_their_text(tool, tiny,
         (("--lora-alpha", "2"), True, 2, "need --lora-r"),
         (("--delta", "d", "--model", "some/hub-id"), True, 69, "hub"),
         (("--stop-when", "forget_es<"), True, 2, "--stop-when"),
+        (("--stop-when", "forget_es<.1", "--eval-every", "0"), True, 2, "needs evaluations"),
+        (("--plot", "nowhere/p.svg"), True, 73, "--plot nowhere/p.svg: no such directory"),
+        (("--delta", "nowhere/d.safetensors"), True, 73, "--delta nowhere/d.safetensors"),
+        (("--tracker", "tensorboard"), True, 2, "its package is missing"),
         (("--stop-when", "other_es<1"), True, 2, "`other_es` is not one of"),
         (("--watch", "forget=x"), True, 2, "the name forget is taken"),
         (("--watch", "x=nowhere.jsonl"), True, 66, "nowhere.jsonl"),
@@ -139,6 +143,34 @@ def test_a_plain_dry_run_shows_a_kept_row_and_never_a_forgotten_one(go):
     assert "⟦Mell 0 is a chair.<|im_end|>⟧" in done.err
     assert "Vorn" not in done.err
     assert done.rows[0]["rows"] == {"forget": 4, "retain": 4}
+
+
+def test_a_resume_of_somebody_elses_finished_output_is_refused(go, tool, tiny, rows, tmp_path):
+    words = ["--model", tiny, "--out", tmp_path / "out", "--epochs", "1", rows("retain.jsonl", RETAIN)]
+    assert tool("lm-tune", *words).code == 0
+    assert tool("lm-tune", *words, "--resume").code == 0
+    for done in (go("--resume"), tool("lm-tune", *words, "--resume", "--seed", "4")):
+        assert (done.code, done.out) == (2, b"")
+        assert "--resume with another" in done.err
+
+
+def test_the_delta_of_a_model_replaced_in_place_is_that_of_the_old_one(go, tiny, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    shutil.copytree(tiny, tmp_path / "out")
+    (tmp_path / "out" / "run.json").write_text("{}")
+    delta = tmp_path / "d.safetensors"
+    done = go("--model", tmp_path / "out", "--overwrite", "--delta", delta, "--lr", "1e-2")
+    assert done.code == 0, done.err
+    assert any(bool(value.any()) for value in load_file(delta).values())
+
+
+def test_cut_rows_are_counted(go):
+    done = go("--max-length", "70")
+    assert done.code == 0, done.err
+    assert "rows cut at --max-length 70" in done.err
 
 
 def test_ascent_raises_the_loss_of_the_forget_rows(go):

@@ -16,7 +16,7 @@ import msgspec
 from toolbox.models.generate import Completion, Decoding, LocalBackend, Request, plan_batches
 from toolbox.models.load import find_model
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.errors import BadData, Unavailable, UsageProblem
 from toolbox.shell.records import PROMPT_SHAPES, Record, RecordReader, parse_map, read_records, write_rejects
 from toolbox.shell.streams import JsonlWriter, process_rank
 
@@ -98,9 +98,9 @@ class Windows:
 
     def _checked(self, records: Iterator[Record]) -> Iterator[Record]:
         taken = 0
+        if self.options.limit == 0:
+            return
         for record in records:
-            if self.options.limit is not None and taken >= self.options.limit:
-                return
             if "completion" in record.data:
                 self.bad(
                     record.bad(
@@ -111,6 +111,8 @@ class Windows:
                 continue
             taken += 1
             yield record
+            if taken == self.options.limit:  # and not one row more is read: the pipe may stay open
+                return
 
     def bad(self, problem: BadData, record: Record) -> None:
         """Raise, or count and keep for ``--rejects``."""
@@ -174,6 +176,18 @@ def _finish(windows: Windows | None, options: Options, call: Invocation) -> None
         write_rejects(options.rejects, windows.rejected)
 
 
+def _device(name: str) -> Any:
+    """A device that is there."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Unavailable(f"--device {name}: {error}", "auto takes a GPU where there is one, else the CPU") from None
+    return device
+
+
 class _Generation:
     """The part that needs a model."""
 
@@ -188,7 +202,7 @@ class _Generation:
             options.max_new_tokens, options.temperature, options.top_p, options.stop, options.seed, options.logprobs
         )
         self.accelerator = start_processes()
-        device = self.accelerator.device if options.device == "auto" else torch.device(options.device)
+        device = self.accelerator.device if options.device == "auto" else _device(options.device)
         dtype = options.dtype
         if dtype == "auto":
             dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

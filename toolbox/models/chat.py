@@ -61,6 +61,10 @@ class Encoded:
     def n_labelled(self) -> int:
         return sum(self.labelled)
 
+    def cut(self, length: int) -> Encoded:
+        """The first ``length`` tokens."""
+        return Encoded(self.ids[:length], self.labelled[:length], self.end[:length])
+
 
 class _Builder:
     def __init__(self) -> None:

@@ -14,10 +14,10 @@ def weights_directory(source: ModelSource) -> Path | None:
     return where if isinstance(where, Path) else None
 
 
-def is_quantised(source: ModelSource) -> bool:
+def is_quantised(source: ModelSource, *, trust_remote_code: bool = False) -> bool:
     """Whether a directory's configuration (an adapter's: its base's) says that its weights are quantised, which cannot
     be trained."""
-    base = base_model(source)
+    base = base_model(source, trust_remote_code=trust_remote_code)
     if base.kind != "directory" or base.path is None:
         return False
     return json.loads((base.path / "config.json").read_bytes()).get("quantization_config") is not None
@@ -46,5 +46,4 @@ def count_parameters(source: ModelSource, *, trust_remote_code: bool = False) ->
     config = load_config(base, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())

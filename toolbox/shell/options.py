@@ -68,7 +68,8 @@ def training_options(
     """The one loop's settings; the arguments are this command's defaults."""
     whole = Number(1, whole=True)
     return together(
-        option("--lr", group="Training", type=Number(above=0, words=["auto"]), default="auto", help=lr_help),
+        option("--lr", group="Training", type=Number(above=0, high=1e30, words=["auto"]), default="auto",
+               help=lr_help),
         option("--epochs", group="Training", type=Number(above=0), default=epochs, help="Passes over the rows."),
         option("--batch-size", group="Training", type=whole, default=batch_size,
                help="Rows of one step, over all processes."),

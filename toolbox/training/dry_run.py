@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
 from toolbox.shell.streams import JsonlWriter
-from toolbox.training.prepare import encode_row
+from toolbox.training.prepare import encode_rows
 
 if TYPE_CHECKING:
     from toolbox.training.language import Brief, Task
@@ -19,7 +19,7 @@ _BYTES = {"adamw": 16, "sgd": 8}
 def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -> None:
     """Print counts, steps, parameters and a memory estimate: JSON on stdout, for people on stderr.
 
-    The first row of a set that is not to be forgotten is shown as the model sees it, its labelled tokens marked.
+    The first row to be learned or kept is shown as the model sees it, its labelled tokens marked.
     """
     from toolbox.models.chat import Chat
     from toolbox.models.facts import count_parameters
@@ -30,13 +30,10 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
     parameters = count_parameters(source, trust_remote_code=options.trust_remote_code)
     tokenizer = load_tokenizer(source, trust_remote_code=options.trust_remote_code)
     chat = Chat(tokenizer, options.template, options.system)
-    counts = {name: len(rows) for name, rows in brief.train.items()}
+    encoded = {name: encode_rows(chat, rows, name, options, call.reporter.warn) for name, rows in brief.train.items()}
+    counts = {name: len(rows) for name, rows in encoded.items()}
     plan = task.plan(counts)
     lr = task.auto_lr(parameters) if options.lr == "auto" else float(options.lr)
-    encoded = {
-        name: [encode_row(chat, row, options.loss_on, options.max_length) for row in rows]
-        for name, rows in brief.train.items()
-    }
     trained = _BYTES[options.optimizer] if not options.lora_r and options.train_params is None else 4
     event: dict[str, Any] = {
         "event": "plan",
@@ -59,8 +56,7 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
         f"{parameters / 1e6:.1f} M parameters, {plan.steps} steps of {options.batch_size} rows at lr {lr:g}; at least "
         f"{parameters * trained / 2**30:.1f} GiB for weights, gradients and optimiser"
     )
-    for name, rows in {**brief.watched, **brief.train}.items():
-        if name != "forget":  # those texts are never shown
+    for name in ("train", "retain"):  # the words of other sets may be those to forget
+        if name in encoded:
             call.reporter.note(f"first {name} row, labelled tokens in ⟦ ⟧:")
-            call.reporter.show(chat.show(encode_row(chat, rows[0], options.loss_on, options.max_length)))
-            break
+            call.reporter.show(chat.show(encoded[name][0]))

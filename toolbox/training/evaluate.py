@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,8 @@ def evaluate_sets(
         with accelerator.autocast():
             scores = score_rows(unwrapped, rows[rank::world], device=accelerator.device, pad_id=pad_id)
         mine[name] = [(extraction_strength(one), probability(one)) for one in scores]
-    payload = msgspec.json.encode(mine)
-    parts = [msgspec.json.decode(part) for part in ([payload] if world == 1 else gather_bytes(accelerator, payload))]
+    payload = msgspec.msgpack.encode(mine)  # JSON has no NaN
+    parts = [msgspec.msgpack.decode(part) for part in ([payload] if world == 1 else gather_bytes(accelerator, payload))]
     return {name: _summary(_deal_back([part[name] for part in parts]), seed) for name in sets}
 
 
@@ -53,6 +54,8 @@ def _deal_back(parts: list[list[list[float]]]) -> list[list[float]]:
 def _summary(rows: list[list[float]], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"n": len(rows)}
     for place, name in enumerate(("es", "prob")):
+        if not all(math.isfinite(row[place]) for row in rows):
+            raise FloatingPointError(f"the {name} of a watched row is not finite")
         interval = bootstrap_mean([row[place] for row in rows], draws=_DRAWS, seed=seed)
         found[name] = interval.estimate
         # One row has no interval: null in JSON, not NaN.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,21 +20,24 @@ from toolbox.models.facts import is_quantised
 from toolbox.models.load import ModelSource, find_model
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.errors import AlreadyReported, BadData, UsageProblem
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
 from toolbox.shell.records import Row
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.language import (
+    PROCESSES,
     Brief,
     Task,
     check_adapter_options,
     fingerprint,
+    needs_folder,
     read_sets,
     state_to_resume,
     stop_condition,
     watch_files,
 )
-from toolbox.training.prepare import choose_parameters, encode_row, make_optimizer, without_dropout
+from toolbox.training.prepare import choose_parameters, encode_rows, make_optimizer, without_dropout
+from toolbox.training.state import check_fingerprint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,23 +56,28 @@ class Outcome:
     events: list[dict[str, Any]]
     done: dict[str, Any]
     source: ModelSource
-    model: Any
-    tokenizer: Any
 
 
-def train(task: Task, call: Invocation, finish: Any = None) -> None:
+def train(
+    task: Task,
+    call: Invocation,
+    finish: Callable[[Outcome], None] | None = None,
+    before_commit: Callable[[Outcome], None] | None = None,
+) -> None:
     """Run ``task`` from its options to a finished output directory.
 
-    ``finish(outcome)`` is called on rank 0 when the result stands under its final name. Raises what the house's exit
+    ``finish(outcome)`` is called on rank 0 when the result stands under its final name, ``before_commit(outcome)`` when
+    it is whole but the output it may replace is still there. Raises what the house's exit
     codes name; nothing half-done stays under ``--out``.
     """
     options = task.options
     source = find_model(options.model, trust_remote_code=options.trust_remote_code)
     check_adapter_options(options, source.kind)
-    if is_quantised(source):
+    if is_quantised(source, trust_remote_code=options.trust_remote_code):
         raise UsageProblem("the model is quantised; its weights cannot be trained", "use the unquantised model")
     for path in options.plot:
         plot_format(path)
+        needs_folder(path, "--plot")
     watches = watch_files(options)
     stop_condition(options, [*task.watched_names(), *watches])
     leader = process_rank() == 0
@@ -81,7 +89,7 @@ def train(task: Task, call: Invocation, finish: Any = None) -> None:
                 out = stack.enter_context(
                     OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
                 )
-            brief = _brief(task, call, out, watches)
+            brief = _brief(task, call, source, out, watches)
         if call.dry_run:
             if leader:
                 from toolbox.training.dry_run import show_plan
@@ -92,17 +100,22 @@ def train(task: Task, call: Invocation, finish: Any = None) -> None:
         if run.brief.finished:
             run.repeat_done()
             return
-        outcome = run.go()
+        outcome = run.go(before_commit)
         if outcome is not None and finish is not None:
             finish(outcome)
 
 
-def _brief(task: Task, call: Invocation, out: OutputDirectory | None, watches: Mapping[str, str]) -> Brief:
+def _brief(
+    task: Task, call: Invocation, source: ModelSource, out: OutputDirectory | None, watches: Mapping[str, str]
+) -> Brief:
     """Read and check everything (rank 0)."""
-    if out is not None and out.finished:
-        return Brief(finished=True)
     sets = task.arrange(read_sets(call, task.options, {**task.inputs(), **watches}), call)
-    marks = fingerprint(call, task.options, sets.digests, int(os.environ.get("WORLD_SIZE", "1")))
+    marks = fingerprint(call, task.options, sets.digests, int(os.environ.get("WORLD_SIZE", "1")), source)
+    if out is not None and out.finished:
+        record = json.loads((out.final / RUN_FILE).read_bytes())
+        made = record.get("fingerprint", {"command": record.get("command")})
+        check_fingerprint({**made, PROCESSES: None}, {**marks, PROCESSES: None})  # they do not show in a result
+        return Brief(finished=True)
     state = state_to_resume(out.partial, marks) if out is not None and out.resumed else None
     return Brief(
         sets.train,
@@ -133,7 +146,7 @@ class _Run:
         self.reporter = call.reporter
 
     # -- one run ------------------------------------------------------------------------------------------------------
-    def go(self) -> Outcome | None:
+    def go(self, before_commit: Callable[[Outcome], None] | None) -> Outcome | None:
         """Train; returns the outcome on rank 0, None elsewhere."""
         import torch
 
@@ -161,7 +174,7 @@ class _Run:
         }
         self._say_start(start, source_of_rows=encoded)
         events = self._run_loop(loop, start)
-        return self._finish(loop, model, tokenizer, chat, events, start)
+        return self._finish(loop, model, tokenizer, chat, events, start, before_commit)
 
     def _tokenizer(self) -> tuple[Any, Chat]:
         from toolbox.models.chat import Chat
@@ -173,27 +186,12 @@ class _Run:
         return tokenizer, Chat(tokenizer, self.options.template, self.options.system)
 
     def _encode(self, chat: Chat, rows: Sequence[Row], name: str) -> list[Encoded]:
-        """Token rows; a row without a labelled token is bad data, or left out with ``--on-bad skip``."""
-        encoded = []
-        empty = 0
-        for row in rows:
-            one = encode_row(chat, row, self.options.loss_on, self.options.max_length)
-            if one.n_labelled:
-                encoded.append(one)
-                continue
-            empty += 1
-            if self.options.on_bad == "fail":
-                raise BadData(
-                    f"no labelled token within --max-length {self.options.max_length}",
-                    "raise --max-length, or leave such rows out with --on-bad skip",
-                    file=row.file,
-                    line=row.line,
-                )
-        if empty:
-            self.reporter.warn(f"{name}: {empty} rows without a labelled token left out")
-        if not encoded:
-            raise BadData(f"the {name} set has no labelled token", "raise --max-length")
-        return encoded
+        try:
+            return encode_rows(chat, rows, name, self.options, self.reporter.warn)
+        except BadData as problem:
+            if self.accelerator.is_main_process:
+                raise
+            raise AlreadyReported(problem.exit_code) from None  # every rank finds the same; one says so
 
     def _model(self) -> tuple[Any, TokenLoss]:
         from toolbox.models.load import load_model
@@ -267,7 +265,8 @@ class _Run:
                 events = _kept_events(path, loop.step)
                 self.writer.write({"event": "resume", "step": loop.step})
                 self.reporter.note(f"goes on behind step {loop.step}")
-            path.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
+            with atomic_file(path) as handle:
+                handle.writelines(msgspec.json.encode(event) + b"\n" for event in events)
             log = path.open("ab")
         try:
             with self.reporter.progress("step", loop.plan.steps) as bar:
@@ -301,7 +300,14 @@ class _Run:
 
     # -- finishing ----------------------------------------------------------------------------------------------------
     def _finish(
-        self, loop: Any, model: Any, tokenizer: Any, chat: Chat, events: list[dict[str, Any]], start: dict[str, Any]
+        self,
+        loop: Any,
+        model: Any,
+        tokenizer: Any,
+        chat: Chat,
+        events: list[dict[str, Any]],
+        start: dict[str, Any],
+        before_commit: Callable[[Outcome], None] | None,
     ) -> Outcome | None:
         from toolbox.training.save import save_model
 
@@ -327,6 +333,7 @@ class _Run:
             self.out.partial, model, tokenizer, chat,
             command=self.call.command, settings=self.call.settings, seed=self.options.seed, inputs=inputs,
             source=self.source, state_dict=state_dict, adapter=self.options.lora_r > 0,
+            taught=any(row.messages is not None for rows in self.brief.train.values() for row in rows),
         )  # fmt: skip
         record = {
             "command": self.call.command,
@@ -335,6 +342,7 @@ class _Run:
             "system": self.options.system,
             "base": self.options.model,
             "inputs": inputs,
+            "fingerprint": self.brief.fingerprint,
             "start": {k: v for k, v in start.items() if k not in ("event", "settings", "command")},
             "done": done,
             "versions": {name: version(name) for name in ("toolbox-ten", "torch", "transformers", "accelerate")},
@@ -343,12 +351,14 @@ class _Run:
         }
         with atomic_file(self.out.partial / RUN_FILE) as handle:
             handle.write(json.dumps(record, indent=2).encode() + b"\n")
+        if before_commit is not None:
+            before_commit(Outcome(self.out.partial, events, done, self.source))
         self.out.commit()
         self.writer.write(done)
         self.writer.close()
         self.reporter.note(f"wrote {self.options.out} ({loop.step} steps, stopped by {loop.stopped})")
         self.accelerator.wait_for_everyone()
-        return Outcome(self.out.final, events, done, self.source, model, tokenizer)
+        return Outcome(self.out.final, events, done, self.source)
 
     def repeat_done(self) -> None:
         """``--resume`` of a run that is finished: say so and write its last event again."""

@@ -13,8 +13,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from toolbox.models.facts import weights_digest
+from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.errors import BadData, CannotCreate, UsageProblem
+from toolbox.shell.files import sha256_file
 from toolbox.shell.records import (
     TRAINING_SHAPES,
     RecordReader,
@@ -78,6 +81,12 @@ NOT_DECIDING = {
     *("tracker", "save_every", "quiet"),
 }
 """Options that do not decide the result: left out of fingerprints and of the header of weights."""
+
+PROCESSES = "number of processes"
+"""The mark of a fingerprint that tells how many processes a run has."""
+
+_FREE_ON_RESUME = {"micro_batch", "loss_chunk", "grad_checkpointing", "threads"}
+"""Options that a resumed run may change, out of memory for one: they touch nothing but rounding."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,10 @@ def stop_condition(options: TrainOptions, sets: Sequence[str]) -> StopWhen | Non
     if options.stop_when is None:
         return None
     names = [*STEP_NAMES, *(f"{name}_{metric}" for name in sets for metric in ("es", "prob"))]
-    return parse(options.stop_when, names)
+    condition = parse(options.stop_when, names)
+    if condition.needs_evaluation and options.eval_every == 0:
+        raise UsageProblem("--stop-when over watched sets needs evaluations", "as in --eval-every epoch")
+    return condition
 
 
 def read_sets(call: Invocation, options: TrainOptions, inputs: Mapping[str, str]) -> dict[str, DataSet]:
@@ -189,15 +201,21 @@ def digest(rows: Sequence[Row]) -> str:
     return hasher.hexdigest()
 
 
-def fingerprint(call: Invocation, options: TrainOptions, digests: Mapping[str, str], processes: int) -> dict[str, Any]:
+def fingerprint(
+    call: Invocation, options: TrainOptions, digests: Mapping[str, str], processes: int, source: ModelSource
+) -> dict[str, Any]:
     """What an interrupted run and its continuation must share, by the name a message can use."""
     marks: dict[str, Any] = {
         f"--{item.name.replace('_', '-')}": getattr(options, item.name)
         for item in fields(options)
-        if item.name not in NOT_DECIDING
+        if item.name not in NOT_DECIDING | _FREE_ON_RESUME
     }
     marks |= {f"data ({name})": sha for name, sha in digests.items()}
-    return marks | {"number of processes": processes, "command": call.command}
+    if source.kind in ("directory", "adapter"):
+        marks["model (its weights)"] = weights_digest(source)
+    if Path(options.template).is_file():
+        marks["template (its text)"] = sha256_file(options.template)
+    return marks | {PROCESSES: processes, "command": call.command}
 
 
 @dataclass(frozen=True)
@@ -228,6 +246,12 @@ def check_adapter_options(options: TrainOptions, kind: str) -> None:
         raise UsageProblem("--train-params does not apply to --lora-r", "use --lora-targets")
     if not options.lora_r and (options.lora_alpha or options.lora_targets):
         raise UsageProblem("--lora-alpha and --lora-targets need --lora-r", "as in --lora-r 8")
+
+
+def needs_folder(path: str, option: str) -> None:
+    """Raise CannotCreate when ``path`` cannot be made, before hours are spent on what goes into it."""
+    if not Path(path).absolute().parent.is_dir():
+        raise CannotCreate(f"{option} {path}: no such directory", "make it first")
 
 
 def state_to_resume(partial: Path, marks: dict[str, Any]) -> Path | None:

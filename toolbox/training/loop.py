@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from toolbox.shell.errors import AlreadyReported, TryAgain
 from toolbox.training.objective import Objective
 from toolbox.training.processes import sum_over_processes
-from toolbox.training.state import RunState, TrainingTensors, load_tensors, read_state, save_state
+from toolbox.training.state import RunState, TrainingTensors, load_tensors, local_part, read_state, save_state
 from toolbox.training.stopping import StopWhen
 from toolbox.training.windows import Plan, Window, share_out
 
@@ -135,6 +135,7 @@ class Loop:
         """Save the state behind the current step."""
         if self.state_dir is None or self._saved == self.step:
             return
+        self._check_finite()
         began = time.monotonic()
         memory = {
             "start": self.start_metrics,
@@ -168,6 +169,7 @@ class Loop:
                     assert self.stop_when is not None
                     self.stopped = self.stop_when.text
                 self._between_steps()
+            self._check_finite()
             if self.evaluate is not None and self._measured != self.step:
                 yield self._evaluation()
 
@@ -244,7 +246,16 @@ class Loop:
         what = f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite; {where}"
         self._stop(what, "try a lower --lr, --max-grad-norm 1, or --precision fp32")
 
-    def _stop(self, what: str, advice: str) -> None:
+    def _check_finite(self) -> None:
+        """The last update may have been one too far: such parameters are neither saved nor handed out."""
+        bad = [float(not all(bool(p.isfinite().all()) for p in map(local_part, self.parameters)))]
+        if sum_over_processes(self.accelerator, bad)[0]:
+            self._diverged("a parameter is not finite")
+
+    def _diverged(self, what: str) -> NoReturn:
+        self._stop(f"behind step {self.step}: {what}; the last saved state is kept", "try a lower --lr")
+
+    def _stop(self, what: str, advice: str) -> NoReturn:
         """End all ranks with 75; one of them says why."""
         raise TryAgain(what, advice) if self.accelerator.is_main_process else AlreadyReported(TryAgain.exit_code)
 
@@ -261,7 +272,10 @@ class Loop:
         assert self.evaluate is not None
         began = time.monotonic()
         self.model.eval()
-        sets = self.evaluate()
+        try:
+            sets = self.evaluate()
+        except FloatingPointError as error:  # on every rank: all have all rows' numbers
+            self._diverged(str(error))
         self.metrics, self._measured = sets, self.step
         return {"event": "eval", "step": self.step, "sets": sets, "seconds": round(time.monotonic() - began, 3)}
 

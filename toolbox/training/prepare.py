@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from toolbox.shell.errors import BadData, UsageProblem
@@ -15,15 +16,46 @@ if TYPE_CHECKING:
     from toolbox.models.chat import Chat, Encoded
 
 
-def encode_row(chat: Chat, row: Row, loss_on: str, max_length: int) -> Encoded:
-    """A row as tokens; BadData names the row's place."""
-    try:
-        if row.text is not None:
-            return chat.encode_text(row.text, max_length=max_length)
-        assert row.messages is not None
-        return chat.encode(row.messages, loss_on=loss_on, max_length=max_length)
-    except BadData as problem:
-        raise BadData(problem.reason, problem.advice, file=row.file, line=row.line, field=problem.field) from None
+def encode_rows(
+    chat: Chat, rows: Sequence[Row], name: str, options: TrainOptions, warn: Callable[[str], None]
+) -> list[Encoded]:
+    """The rows of the set ``name`` as tokens, cut at ``--max-length``.
+
+    A row that the template refuses or that has no labelled token is bad data, or left out with ``--on-bad skip``.
+    ``warn`` is told how many rows were left out and how many were cut.
+    """
+    encoded, left_out, cut = [], [], 0
+    for row in rows:
+        try:
+            whole = _encode_row(chat, row, options.loss_on)
+            one = whole.cut(options.max_length)
+            if not one.n_labelled:
+                raise BadData(
+                    f"no labelled token within --max-length {options.max_length}",
+                    "raise --max-length, or leave such rows out with --on-bad skip",
+                )
+        except BadData as problem:
+            if options.on_bad == "fail":
+                where = {"file": row.file, "line": row.line, "field": problem.field}
+                raise BadData(problem.reason, problem.advice, **where) from None
+            left_out.append(row.id)
+            continue
+        encoded.append(one)
+        cut += len(one.ids) < len(whole.ids)
+    if left_out:
+        warn(f"{name}: {len(left_out)} rows that cannot be learned from left out (ids {', '.join(left_out[:5])})")
+    if cut:
+        warn(f"{name}: {cut} rows cut at --max-length {options.max_length}; what is behind is neither used nor scored")
+    if not encoded:
+        raise BadData(f"the {name} set has no row to learn from", "raise --max-length, or try another --template")
+    return encoded
+
+
+def _encode_row(chat: Chat, row: Row, loss_on: str) -> Encoded:
+    if row.text is not None:
+        return chat.encode_text(row.text)
+    assert row.messages is not None
+    return chat.encode(row.messages, loss_on=loss_on)
 
 
 def without_dropout(model: torch.nn.Module) -> None:

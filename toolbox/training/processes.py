@@ -40,6 +40,9 @@ def start_processes(
         )
     except (ValueError, ImportError) as error:
         raise UsageProblem(f"accelerate cannot start: {error}", "check --tracker and the launcher") from None
+    if len(accelerator.log_with) < len(set(trackers)):
+        here = ", ".join(getattr(one, "value", str(one)) for one in accelerator.log_with) or "none"
+        raise UsageProblem(f"--tracker {', '.join(trackers)}: its package is missing (here: {here})", "pip install it")
     wanted = os.environ.get(WORKER) or os.environ.get("WORLD_SIZE")
     if wanted and int(wanted) != accelerator.num_processes:
         here = accelerator.num_processes

@@ -30,11 +30,12 @@ def save_model(
     source: ModelSource,
     state_dict: Mapping[str, Tensor] | None,
     adapter: bool,
+    taught: bool,
 ) -> None:
     """Write weights, configuration and tokenizer below ``directory``.
 
-    ``state_dict`` holds gathered full tensors where ``model``'s own are shards. The template that was trained with
-    becomes the tokenizer's chat template, so that any user of the directory prompts the model as it was taught.
+    ``state_dict`` holds gathered full tensors where ``model``'s own are shards. The template that conversations were
+    ``taught`` with becomes the tokenizer's chat template, so that any user of the directory prompts the model likewise.
     """
     from toolbox.models.facts import weights_digest
     from toolbox.weights.provenance import header
@@ -48,7 +49,7 @@ def save_model(
         save_adapter(model, directory, metadata, None if state_dict is None else _unwrapped(state_dict))
     else:
         _save_full(directory, model, state_dict, metadata)
-    if chat.name not in ("chat", "raw"):
+    if taught and chat.name not in ("chat", "raw"):
         tokenizer.chat_template = chat.source
     tokenizer.save_pretrained(directory)
 

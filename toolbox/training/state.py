@@ -82,11 +82,11 @@ class TrainingTensors:
         """Everything to be saved, as local tensors."""
         import torch
 
-        tensors = {f"parameter/{name}": _local(tensor.detach()) for name, tensor in self.parameters.items()}
+        tensors = {f"parameter/{name}": local_part(tensor.detach()) for name, tensor in self.parameters.items()}
         for name, parameter, number, optimizer in self._slots():
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer{number}/{key}/{name}"] = _local(torch.as_tensor(value))
-        tensors |= {f"objective/{key}": _local(value) for key, value in own.items()}
+                tensors[f"optimizer{number}/{key}/{name}"] = local_part(torch.as_tensor(value))
+        tensors |= {f"objective/{key}": local_part(value) for key, value in own.items()}
         tensors["random/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
@@ -99,7 +99,7 @@ class TrainingTensors:
         own: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                _copy(_take(tensors, f"parameter/{name}"), _local(parameter), name)
+                _copy(_take(tensors, f"parameter/{name}"), local_part(parameter), name)
             for name, parameter, number, optimizer in self._slots():
                 prefix = f"optimizer{number}/"
                 keys = [key for key in tensors if key.startswith(prefix) and key.split("/", 2)[2] == name]
@@ -123,8 +123,9 @@ class TrainingTensors:
         ]
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor itself."""
+    return tensor.tolocal_part() if hasattr(tensor, "to_local") else tensor
 
 
 def _take(tensors: dict[str, Tensor], name: str) -> Tensor:
@@ -140,14 +141,12 @@ def _copy(source: Tensor, target: Tensor, name: str) -> None:
 
 
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A moment on its parameter's device, as a shard where the parameter is one; step counts stay on the CPU."""
-    if value.ndim == 0:
-        return value
-    value = value.to(_local(parameter.detach()).device)
-    if hasattr(parameter, "to_local"):
+    """A moment or step count on its parameter's device (fused optimisers count there); a shard where that is one."""
+    value = value.to(local_part(parameter.detach()).device)
+    if value.ndim and hasattr(parameter, "to_local"):
         from torch.distributed.tensor import DTensor
 
-        return DTensor.from_local(
+        return DTensor.fromlocal_part(
             value, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
         )
     return value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from toolbox.models.load import find_model
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
-from toolbox.training.language import NOT_DECIDING, DataSet, Sets, TrainOptions, lr_by_size
+from toolbox.training.language import NOT_DECIDING, DataSet, Sets, TrainOptions, lr_by_size, needs_folder
 from toolbox.unlearning.data import check_overlap, hold_out
 
 if TYPE_CHECKING:
@@ -106,11 +106,13 @@ def check(options: Options) -> None:
         raise UsageProblem("--holdout needs --retain", "it keeps the first rows of that set for evaluation")
     if options.delta is not None and options.lora_r:
         raise UsageProblem("--delta does not apply to --lora-r", "the adapter itself is the difference")
-    if options.delta is not None and find_model(options.model).kind in ("adapter", "hub"):
-        raise UsageProblem(
-            f"--delta needs the base's weights in one place, and --model {options.model} is an adapter or on the hub",
-            "save it as a directory with transformers first",
-        )
+    if options.delta is not None:
+        needs_folder(options.delta, "--delta")
+        if find_model(options.model, trust_remote_code=options.trust_remote_code).kind in ("adapter", "hub"):
+            raise UsageProblem(
+                f"--delta needs the base's weights in one place; --model {options.model} is an adapter or on the hub",
+                "save it as a directory with transformers first",
+            )
 
 
 def run(options: Options, call: Invocation) -> None:
@@ -123,10 +125,12 @@ def run(options: Options, call: Invocation) -> None:
     def finish(outcome: Outcome) -> None:
         before_after(outcome.done, call)
         draw_training(outcome.events, options.plot, f"satimp-unlearn ({options.weighting})")
+
+    def before_commit(outcome: Outcome) -> None:
         if options.delta is not None:
             write_difference(outcome, options, call)
 
-    train(SatImpTask(options), call, finish)
+    train(SatImpTask(options), call, finish, before_commit)
 
 
 def before_after(done: Mapping[str, Any], call: Invocation) -> None:
