@@ -145,6 +145,7 @@ def launched(variables, monkeypatch):
             "accelerate.commands.launch": types.SimpleNamespace(
                 launch_command_parser=lambda: parser, launch_command=launch_command
             ),
+            "torch.distributed.run": types.SimpleNamespace(),
             "torch.distributed.elastic.multiprocessing.errors": types.SimpleNamespace(
                 ChildFailedError=ChildFailedError
             ),
