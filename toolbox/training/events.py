@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -76,8 +76,4 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event"):
     seconds: float
 
 
-Event = PlanEvent | StartEvent | ResumeEvent | StepEvent | EvalEvent | DoneEvent
 EVENTS: tuple[type[msgspec.Struct], ...] = (PlanEvent, StartEvent, ResumeEvent, StepEvent, EvalEvent, DoneEvent)
-
-TIMINGS: Literal["seconds"] = "seconds"
-"""The one field in which the events of two equal runs differ."""

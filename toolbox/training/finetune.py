@@ -67,8 +67,8 @@ def train(
     """Run ``task`` from its options to a finished output directory.
 
     ``finish(outcome)`` is called on rank 0 when the result stands under its final name, ``before_commit(outcome)`` when
-    it is whole but the output it may replace is still there. Raises what the house's exit
-    codes name; nothing half-done stays under ``--out``.
+    it is whole but the output it may replace is still there. Raises what the house's exit codes name; nothing
+    half-done stays under ``--out``.
     """
     options = task.options
     source = find_model(options.model, trust_remote_code=options.trust_remote_code)

@@ -60,11 +60,3 @@ def token_weights(nll: Tensor, beta1: float, beta2: float) -> Tensor:
 def forget_loss(nll: Tensor, weights: Tensor, divisor: float) -> Tensor:
     """−(1/N) Σ_i w_i · l_i: what is descended to unlearn. ``divisor`` is the window's N_f, never the sum of weights."""
     return -(weights * nll).sum() / divisor
-
-
-def peak(beta1: float, beta2: float) -> tuple[float, float]:
-    """The probability with the largest weight, β1/(β1+β2), and that weight; (1, 1) without importance factor."""
-    if beta2 == 0:
-        return 1.0, 1.0
-    p = beta1 / (beta1 + beta2)
-    return p, p**beta1 * (1 - p) ** beta2
