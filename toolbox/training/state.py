@@ -125,7 +125,7 @@ class TrainingTensors:
 
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor; any other tensor itself."""
-    return tensor.tolocal_part() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _take(tensors: dict[str, Tensor], name: str) -> Tensor:
@@ -146,7 +146,7 @@ def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
     if value.ndim and hasattr(parameter, "to_local"):
         from torch.distributed.tensor import DTensor
 
-        return DTensor.fromlocal_part(
+        return DTensor.from_local(
             value, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
         )
     return value
