@@ -29,6 +29,7 @@ class Case:
     """One command: ``good`` rows for its stdin and the arguments of a short run on the tiny model.
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
+    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Case:
     arguments: Callable[[Path, Path], list[str]]
     trainer: bool
     stochastic: tuple[str, ...] = ()
+    sums_up: bool = False
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -55,6 +57,23 @@ def _generate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--max-new-tokens", "5"]
 
 
+QUESTIONS = [
+    {
+        **row,
+        "paraphrased_question": f"Which thing pleases Person {i}?",
+        "paraphrased_answer": f"Thing {i} pleases Person {i}.",
+        "perturbed_answer": [f"Thing {i + k} pleases Person {i}." for k in (1, 2)],
+    }
+    for i, row in enumerate(PEOPLE)
+]
+
+
+def _evaluate(tiny: Path, folder: Path) -> list[str]:
+    retain = folder / "retain.jsonl"
+    retain.write_bytes(lines(QUESTIONS[:3]))
+    return ["--model", str(tiny), "--forget", "-", "--retain", str(retain), "--max-new-tokens", "3"]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -68,5 +87,6 @@ CASES = {
             trainer=False,
             stochastic=("--temperature", "1"),
         ),
+        Case("unlearn-eval", QUESTIONS, _evaluate, trainer=False, sums_up=True),
     )
 }  # fmt: skip

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from tests.tiny import tiny_model
 from toolbox.models.chat import Encoded
-from toolbox.models.token_loss import TokenLoss, _Head, collate, token_nll
+from toolbox.models.head import SoftTarget
+from toolbox.models.token_loss import HiddenState, TokenLoss, collate
 from toolbox.shell.errors import UsageProblem
 
 
@@ -74,30 +77,6 @@ def test_padding_never_shows():
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", [_Head(0.25), _Head(2.0, 5.0), _Head(1.0, 1.5)])
-def test_scaled_and_capped_logits_have_the_right_gradient(head):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(9, 4, dtype=torch.float64, generator=generator, requires_grad=True)
-    weight = torch.randn(11, 4, dtype=torch.float64, generator=generator, requires_grad=True)
-    bias = torch.randn(11, dtype=torch.float64, generator=generator, requires_grad=True)
-    labels = torch.randint(0, 11, (9,), generator=generator)
-    assert torch.autograd.gradcheck(
-        lambda h, w, b: token_nll(h, w, labels, bias=b, chunk=4, head=head)[0], (hidden, weight, bias)
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_gives_fp32_losses(dtype):
-    hidden, weight = torch.randn(5, 8, dtype=dtype), torch.randn(13, 8, dtype=dtype)
-    nll, _ = token_nll(hidden, weight, torch.arange(5))
-    assert nll.dtype == torch.float32
-
-
-def test_no_labels_is_an_empty_loss():
-    nll, hits = token_nll(torch.randn(0, 8), torch.randn(13, 8), torch.zeros(0, dtype=torch.long))
-    assert nll.shape == hits.shape == (0,)
-
-
 def test_an_adapted_head_is_refused():
     model = tiny_model()
     model.lm_head = nn.Sequential(model.lm_head)
@@ -105,14 +84,66 @@ def test_an_adapted_head_is_refused():
         TokenLoss(model)
 
 
-def test_only_a_chunk_of_logits_ever_exists(monkeypatch):
-    seen = []
-    from toolbox.models import token_loss
+def batch_of(*lengths):
+    return collate(encoded(list(lengths)), 0)
 
-    original = token_loss._logits
-    monkeypatch.setattr(token_loss, "_logits", lambda h, *rest: seen.append(len(h)) or original(h, *rest))
-    hidden = torch.randn(100, 8, requires_grad=True)
-    nll, _ = token_nll(hidden, torch.randn(50, 8), torch.zeros(100, dtype=torch.long), chunk=16)
-    nll.sum().backward()
-    assert max(seen) == 16
-    assert sum(seen) == 100 + 96  # once forwards; backwards the kept last chunk of 4 is not computed again
+
+def full_logits(model, batch):
+    return model(input_ids=batch.ids).logits.flatten(0, 1)[batch.where]
+
+
+@pytest.mark.parametrize("kind", ["copy", "adapter"])
+def test_the_reference_is_the_copy_or_the_model_without_its_adapters(kind):
+    model = tiny_model(1).double()
+    before = copy.deepcopy(model).requires_grad_(False)
+    if kind == "adapter":
+        from toolbox.models.adapters import add_lora
+
+        head = TokenLoss(add_lora(model, r=2))
+        trained = [p for p in head.parameters() if p.requires_grad]
+    else:
+        head = TokenLoss(model, reference=before)
+        trained = list(model.parameters())
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 0.1 * torch.randn_like(parameter)
+    batch = batch_of(9, 4)
+    loss, nll = head(batch.ids, batch.where, batch.labels, SoftTarget("reference"))
+    current = model.get_base_model() if hasattr(model, "get_base_model") else model
+    p, q = (full_logits(one, batch).log_softmax(-1) for one in (current, before))
+    torch.testing.assert_close(loss, (q.exp() * (q - p)).sum(-1))
+    torch.testing.assert_close(nll, -p.gather(1, batch.labels[:, None]).squeeze(1))
+    loss.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in trained)
+    assert before.lm_head.weight.grad is None
+
+
+def test_without_a_reference_a_comparison_is_refused():
+    batch = batch_of(5)
+    with pytest.raises(ValueError, match="reference"):
+        TokenLoss(tiny_model())(batch.ids, batch.where, batch.labels, SoftTarget("reference"))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_hidden_states_are_those_of_the_labelled_tokens(layer):
+    model = tiny_model(3)
+    head = TokenLoss(model, reference=copy.deepcopy(model))
+    batch = batch_of(7, 3)
+    found, _ = head(batch.ids, batch.where, batch.labels, HiddenState(layer))
+    # The last of transformers' hidden states is behind the final norm, the others are layer outputs.
+    layers = []
+    hooks = [one.register_forward_hook(lambda _, __, out: layers.append(out)) for one in model.model.layers]
+    model(input_ids=batch.ids)
+    for hook in hooks:
+        hook.remove()
+    expected = layers[layer][0] if isinstance(layers[layer], tuple) else layers[layer]
+    torch.testing.assert_close(found, expected.flatten(0, 1)[batch.where + 1])
+    assert torch.equal(batch.ids.flatten()[batch.where + 1], batch.labels)
+    with torch.no_grad():
+        for parameter in model.model.layers[layer].parameters():
+            parameter += 0.1
+    moved, same = head(batch.ids, batch.where, batch.labels, HiddenState(layer, reference=True))
+    torch.testing.assert_close(same, found.detach())
+    assert not torch.allclose(moved, same)
+    assert moved.requires_grad
+    assert not same.requires_grad

@@ -12,7 +12,7 @@ from torch import nn
 
 from toolbox.shell.errors import TryAgain
 from toolbox.training.loop import Loop, LoopSettings, learning_rate
-from toolbox.training.objective import Objective
+from toolbox.training.objective import Objective, Pass
 from toolbox.training.processes import start_processes
 from toolbox.training.windows import Plan, Stream
 
@@ -48,7 +48,7 @@ class Vectors:
 class Regression(Objective):
     """Squared error of rows with weights of their own as units; a second pass pulls the weights to zero."""
 
-    streams = ("fit", "shrink")
+    passes = (Pass("fit", "fit"), Pass("shrink", "shrink"))
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -59,19 +59,22 @@ class Regression(Objective):
     def length(self, stream, row):
         return 1 + row
 
-    def units(self, stream, row):
+    def units(self, one, row):
         return 0.5 + row
 
-    def batch(self, stream, rows):
+    def batch(self, one, rows):
         return Vectors(self.x[list(rows)], self.y[list(rows)])
 
-    def loss(self, model, stream, batch, divisor):
-        out = model(batch.x)
-        total = ((out - batch.y) ** 2).sum() if stream == "fit" else 0.1 * (out**2).sum()
-        return total / divisor, {stream: total.detach()}
+    def start(self, ground):
+        self.ground = ground
 
-    def after_pass(self, stream, parameters):
-        self.seen.append((stream, [p.grad.clone() for p in parameters]))
+    def loss(self, model, one, batch, divisor):
+        out = model(batch.x)
+        total = ((out - batch.y) ** 2).sum() if one.name == "fit" else 0.1 * (out**2).sum()
+        return total / divisor, {one.name: total.detach()}
+
+    def after_pass(self, one, sums):
+        self.seen.append((one.name, [p.grad.clone() for p in self.ground.parameters.values()]))
 
     def report(self, sums, divisors):
         return {"loss": sums["fit"] / divisors["fit"] + sums["shrink"] / divisors["shrink"]}

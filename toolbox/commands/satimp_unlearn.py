@@ -19,32 +19,40 @@ def schema() -> dict[str, Any]:
     return {"input": json_schema(TRAINING_SHAPES), "output": json_schema(EVENTS)}
 
 
-def _inputs() -> Decorator:
-    return together(
-        option("--forget", group="Input/Output", type=PathType(), required=True, help="Rows to forget (- is stdin)."),
-        option("--retain", group="Input/Output", type=PathType(), help="Rows to keep (- is stdin)."),
-        option("--strict", group="Input/Output", is_flag=True, help="Rows in both sets are an error, not a warning."),
-        option("--delta", group="Input/Output", type=PathType(),
-               help="Write the change of the weights to this safetensors file too."),
-    )  # fmt: skip
-
-
 def _method() -> Decorator:
-    number = Number(0)
+    number, share = Number(0), Number(0, high=1)
     return together(
-        option("--weighting", group="Method", type=click.Choice(["satimp", "simsat", "simimp", "ga", "wga"]),
+        option("--weighting", group="Method",
+               type=click.Choice(["satimp", "simsat", "simimp", "ga", "wga", "annotated", "tnpo", "wtnpo"]),
                default="satimp",
-               help="Token weight: p^b1 (1-p)^b2, p^b1, (1-p)^b2, 1 (gradient ascent), p."),
+               help="Token weight: p^b1 (1-p)^b2, p^b1, (1-p)^b2, 1 (gradient ascent), p, 1 on key words, or against "
+                    "the first model's p."),
         option("--beta1", group="Method", type=number, default=5.0, help="Saturation: spare what is forgotten."),
         option("--beta2", group="Method", type=number, default=0.1, help="Importance: spare what is near certain."),
         option("--gamma", group="Method", type=number, default=1.0, help="Factor of the forget loss."),
         option("--alpha", group="Method", type=number, default=0.1, help="Factor of the retain loss."),
-        option("--retain-loss", group="Method", type=click.Choice(["nll", "none"]), default="nll",
-               help="none: the retain rows are only watched."),
-        option("--retain-batch", group="Data", type=Number(0, whole=True), default=0,
-               help="Retain rows of one step (0: as many as forget rows)."),
-        option("--holdout", group="Data", type=Number(0, whole=True), default=0,
-               help="Keep the first so many retain rows for evaluation only."),
+        option("--retain-loss", group="Method", type=click.Choice(["nll", "kl", "none"]), default="nll",
+               help="kl: stay near the first model; none: the retain rows are only watched."),
+        groups.kl_positions_option(),
+        option("--granularity", group="Method", type=click.Choice(["token", "group", "instance", "batch"]),
+               default="token", help="What one weight covers."),
+        option("--group-size", group="Method", type=Number(1, whole=True), default=10,
+               help="Tokens of a group, of like weight."),
+        option("--instance-prob", group="Method", type=click.Choice(["sum", "mean"]), default="sum",
+               help="An answer's probability: the product over its tokens, or their geometric mean."),
+        option("--sampling", group="Method", type=click.Choice(["soft", "topk", "bottomk", "random"]), default="soft",
+               help="Keep only the tokens of each row with high loss, with low loss, or a random share."),
+        option("--fraction", group="Method", type=share, help="k of --sampling (.15 for topk, else .5)."),
+        option("--soft-p", group="Method", type=share, default=1.0, help="--sampling random: weight of the share."),
+        option("--reduction", group="Method", type=click.Choice(["token", "sequence", "sum"]), default="token",
+               help="Mean over tokens, over rows of their means, or the plain sum."),
+        option("--base", group="Method", type=click.Choice(["ga", "npo"]), default="ga",
+               help="npo: put the weighted l - l_ref of a row into NPO's bounded loss."),
+        option("--beta", group="Method", type=Number(above=0), default=0.1, help="--base npo: its beta."),
+        option("--key-words", group="Data", type=PathType(),
+               help="Annotations of the forget rows, joined by id or index (--weighting annotated)."),
+        option("--log-weights", group="Watching", type=PathType(),
+               help="Write each step's weights against probability, and their figure beside it."),
     )  # fmt: skip
 
 
@@ -59,7 +67,7 @@ def _method() -> Decorator:
         "    --stop-when 'forget_es<=.1 and retain_es>=.9*start'",
     ],
 )
-@_inputs()
+@groups.unlearning_options()
 @groups.record_options()
 @groups.output_options("Directory of the unlearned model, or of the adapter with --lora-r")
 @_method()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from toolbox.shell.command import Invocation
-from toolbox.training.language import DataSet, Sets, TrainOptions, lr_by_size
+from toolbox.training.language import DataSet, Material, Sets, TrainOptions, lr_by_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,13 @@ class TuneTask:
     def auto_lr(self, parameters: int) -> float:
         return lr_by_size(parameters, small=1e-4)
 
-    def objective(self, encoded: Mapping[str, Sequence[Any]], pad_id: int) -> Any:
+    def needs_reference(self) -> bool:
+        return False
+
+    def objective(self, material: Material) -> Any:
         from toolbox.training.token_rows import SupervisedObjective
 
-        return SupervisedObjective(encoded, pad_id)
+        return SupervisedObjective(material.encoded, material.pad_id)
 
 
 def run(options: Options, call: Invocation) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from toolbox.models.load import ModelSource, base_model, load_config, prepare
+from toolbox.shell.errors import BadData
+from toolbox.shell.files import RUN_FILE
 
 
 def weights_directory(source: ModelSource) -> Path | None:
@@ -47,3 +50,15 @@ def count_parameters(source: ModelSource, *, trust_remote_code: bool = False) ->
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def run_record(source: ModelSource) -> dict[str, Any] | None:
+    """What the run that made ``source`` wrote about itself; None for a model that none of our commands made."""
+    path = source.path / RUN_FILE if source.path is not None and source.path.is_dir() else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BadData(f"not JSON: {error}", "restore or remove it", file=str(path)) from None
+    return record if isinstance(record, dict) else None

@@ -7,7 +7,7 @@ a function of the returned vector ``l``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from toolbox.models.chat import Encoded
+from toolbox.models.head import Head, SoftTarget, plain_head, soft_loss, token_nll
 from toolbox.shell.errors import UsageProblem
 
 
@@ -61,132 +62,115 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> TokenBatch:
 
 
 @dataclass(frozen=True)
-class _Head:
-    """How hidden states become logits: ``logits = cap(scale · (W h + b))``."""
+class HiddenState:
+    """What RMU looks at: the output of decoder layer ``layer`` (from 0) at the labelled tokens' own positions.
 
-    scale: float = 1.0
-    softcap: float | None = None
-
-
-class _ChunkedNll(torch.autograd.Function):
-    """l_i = logsumexp(z_i) − z_i[y_i] with z = cap(scale · (h Wᵀ + b)), by chunks of positions.
-
-    The last chunk's logits are kept for the backward pass (they are in memory anyway), the others are recomputed.
+    ``reference``: the reference model's too.
     """
 
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int, head: _Head
-    ) -> tuple[Tensor, Tensor]:
-        nll = hidden.new_empty(len(labels), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        hits = torch.empty_like(labels, dtype=torch.bool)
-        log_norm = torch.empty_like(nll)
-        kept = None
-        for start in range(0, len(labels), chunk):
-            part = slice(start, start + chunk)
-            logits = _logits(hidden[part], weight, bias, head)
-            log_norm[part] = torch.logsumexp(logits, dim=-1)
-            nll[part] = log_norm[part] - logits.gather(1, labels[part, None]).squeeze(1)
-            hits[part] = logits.argmax(dim=-1) == labels[part]
-            kept = logits
-        ctx.save_for_backward(hidden, weight, bias, labels, log_norm)
-        ctx.kept = kept if any(ctx.needs_input_grad) else None
-        ctx.chunk, ctx.head = chunk, head
-        ctx.mark_non_differentiable(hits)
-        return nll, hits
-
-    @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, log_norm = ctx.saved_tensors
-        head: _Head = ctx.head
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        starts = range(0, len(labels), ctx.chunk)
-        for start in reversed(starts):
-            part = slice(start, start + ctx.chunk)
-            logits, ctx.kept = ctx.kept, None
-            if logits is None:
-                logits = _logits(hidden[part], weight, bias, head)
-            if head.softcap is not None:
-                slope = head.scale * (1 - (logits / head.softcap).square())
-            grad = logits.sub_(log_norm[part, None]).exp_()  # softmax; the buffer becomes dl/dz in place
-            grad[torch.arange(len(grad), device=grad.device), labels[part]] -= 1
-            grad *= grad_nll[part, None]
-            if head.softcap is not None:
-                grad *= slope
-            elif head.scale != 1.0:
-                grad *= head.scale
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = (grad @ weight).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight.addmm_(grad.T, hidden[part].to(weight.dtype))
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> Tensor:
-    logits = hidden.to(weight.dtype) @ weight.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if bias is not None:
-        logits += bias
-    if head.scale != 1.0:
-        logits *= head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits
-
-
-def token_nll(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, chunk: int = 1024, head: Any = None
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each label, and whether it is the most probable token.
-
-    Args:
-        hidden: (n, d) hidden states at the predicting positions.
-        weight: (V, d) the head's matrix; ``bias``: (V,) or None.
-        labels: (n,) token ids.
-        chunk: positions whose (chunk, V) logits exist at once.
-        head: scaling and soft-capping of the logits (``_Head``); none by default.
-
-    Returns:
-        l (n,) in nats, differentiable, in fp32 (or float64 where the model is); hits (n,) bool.
-    """
-    return _ChunkedNll.apply(hidden, weight, bias, labels, chunk, head or _Head())
+    layer: int
+    reference: bool = False
 
 
 class TokenLoss(nn.Module):
-    """A causal language model whose forward gives the ``l`` of labelled tokens.
+    """A causal language model whose forward gives the ``l`` of labelled tokens, or what else a loss is made of.
 
-    The head is applied inside this module's forward, so that a sharding engine has gathered its weight by then.
+    Everything is computed inside this module's forward, so that a sharding engine has gathered the weights by then.
+
+    Args:
+        model: a transformers causal language model, or a peft model around one.
+        chunk: positions whose logits exist at once.
+        reference: a frozen copy of the model for losses that compare with it. A peft model needs none: with its
+            adapters off it is its own reference.
     """
 
-    def __init__(self, model: nn.Module, chunk: int = 1024) -> None:
+    def __init__(self, model: nn.Module, chunk: int = 1024, reference: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
         self.chunk = chunk
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if type(base.get_output_embeddings()) is not nn.Linear:
+        self.reference = reference
+        if not plain_head(_base(model)):
             raise UsageProblem("the language-model head must be a plain linear layer", "leave it out of --lora-targets")
-        config = base.config
-        # The three ways architectures of this family alter logits after the head.
-        scale = getattr(config, "logit_scale", None) or 1.0
-        divisor = getattr(config, "logits_scaling", None) or 1.0
-        self._head = _Head(float(scale) / float(divisor), getattr(config, "final_logit_softcapping", None))
 
-    def forward(self, ids: Tensor, where: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``(l, hits)`` of the labelled tokens of a ``TokenBatch``.
+    def forward(
+        self, ids: Tensor, where: Tensor, labels: Tensor, want: SoftTarget | HiddenState | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the labelled tokens of a ``TokenBatch`` give.
+
+        ``want`` nothing: ``(l, hits)``, both (n,). A ``SoftTarget``: ``(loss, l detached)``, both (n,). A
+        ``HiddenState``: ``(h, h of the reference)``, both (n, d).
 
         Rows are padded on the right and attention is causal, so no labelled token ever sees padding and no attention
         mask is needed; without one the fused causal kernel runs.
         """
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        flat = hidden.flatten(0, 1)[where]
-        output = base.get_output_embeddings()
-        weight, bias = output.weight, getattr(output, "bias", None)
-        if torch.is_autocast_enabled(hidden.device.type):
-            weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
-        return token_nll(flat, weight, labels, bias=bias, chunk=self.chunk, head=self._head)
+        if isinstance(want, HiddenState):
+            here = where + 1
+            other = self._with_reference(_layer_output, ids, want.layer).flatten(0, 1)[here] if want.reference else None
+            hidden = _layer_output(self.model, ids, want.layer).flatten(0, 1)[here] + self._nothing()
+            return hidden, hidden if other is None else other
+        reference = None
+        if want is not None and want.needs_reference:
+            reference = self._with_reference(_states, ids, where)
+        hidden, head = _states(self.model, ids, where)
+        if want is None:
+            return token_nll(hidden, head, labels, self.chunk)
+        with torch.no_grad():
+            nll, _ = token_nll(hidden, head, labels, self.chunk)
+        return soft_loss(hidden, head, labels, want, reference, self.chunk), nll
+
+    def _nothing(self) -> Tensor | float:
+        """0, of which every trained parameter is a part: DDP insists that none is left out of a backward pass, and
+        those above a layer are no part of its output. Shards may be left out."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not torch.distributed.is_initialized() or any(hasattr(p, "to_local") for p in trained):
+            return 0.0
+        return 0.0 * sum(p.sum() for p in trained)
+
+    def _with_reference(self, compute: Callable[..., Any], ids: Tensor, what: Any) -> Any:
+        """``compute`` on the reference model, without gradient."""
+        with torch.no_grad():
+            if self.reference is not None:
+                return compute(self.reference, ids, what)
+            if not hasattr(self.model, "disable_adapter"):
+                raise ValueError("this loss compares with a reference model, and none was given")
+            from toolbox.models.adapters import adapters_off
+
+            with adapters_off(self.model) as bare:
+                return compute(bare, ids, what)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _states(model: nn.Module, ids: Tensor, where: Tensor) -> tuple[Tensor, Head]:
+    """Hidden states at ``where`` (n, d), and the head."""
+    base = _base(model)
+    hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[where], Head.of(base)
+
+
+def _layer_output(model: nn.Module, ids: Tensor, layer: int) -> Tensor:
+    """(rows, length, d) what decoder layer ``layer`` gives."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    base = _base(model)
+    hook = decoder_layers(base)[layer].register_forward_hook(keep)
+    try:
+        base.base_model(input_ids=ids, use_cache=False)
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of a transformers causal language model, wherever its architecture keeps them."""
+    count = model.config.num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    found = next((one for one in lists if len(one) == count), None)
+    if found is None:
+        raise UsageProblem("this architecture's decoder layers are not one list", "use another objective")
+    return found

@@ -94,6 +94,27 @@ def training_options(
     )  # fmt: skip
 
 
+def unlearning_options() -> Decorator:
+    """What is to be forgotten and kept."""
+    return together(
+        option("--forget", group="Input/Output", type=PathType(), required=True, help="Rows to forget (- is stdin)."),
+        option("--retain", group="Input/Output", type=PathType(), help="Rows to keep (- is stdin)."),
+        option("--strict", group="Input/Output", is_flag=True, help="Rows in both sets are an error, not a warning."),
+        option("--delta", group="Input/Output", type=PathType(),
+               help="Write the change of the weights to this safetensors file too."),
+        option("--retain-batch", group="Data", type=Number(0, whole=True), default=0,
+               help="Retain rows of one step (0: as many as forget rows)."),
+        option("--holdout", group="Data", type=Number(0, whole=True), default=0,
+               help="Keep the first so many retain rows for evaluation only."),
+    )  # fmt: skip
+
+
+def kl_positions_option() -> Decorator:
+    """Where a KL retain loss is taken."""
+    return option("--kl-positions", group="Method", type=click.Choice(["labelled", "all"]), default="labelled",
+                  help="all: sum the KL over prompt and padding too, as TOFU's code does.")  # fmt: skip
+
+
 def adapter_options() -> Decorator:
     """LoRA instead of full weights."""
     return together(

@@ -35,38 +35,45 @@ class Message(msgspec.Struct):
     content: str
 
 
-class QuestionAnswer(msgspec.Struct):
+class TrainingRow(msgspec.Struct, kw_only=True):
+    """What any row of training data may carry beside its text; the last three serve unlearning."""
+
+    id: Identifier = None
+    alternate: Annotated[Text | None, msgspec.Meta(description="what to answer instead, a refusal say")] = None
+    key_words: Annotated[
+        list[Text] | Text | None, msgspec.Meta(description="words of the answer that matter, or all of them joined")
+    ] = None
+    weight: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class QuestionAnswer(TrainingRow, kw_only=True):
     """A question and its answer, as in TOFU."""
 
     needs: ClassVar[tuple[str, ...]] = ("question", "answer")
     question: Text
     answer: Text
-    id: Identifier = None
 
 
-class PromptCompletion(msgspec.Struct):
+class PromptCompletion(TrainingRow, kw_only=True):
     """A prompt and its completion, as in TRL."""
 
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     prompt: Text
     completion: Text
-    id: Identifier = None
 
 
-class Conversation(msgspec.Struct):
+class Conversation(TrainingRow, kw_only=True):
     """Turns with roles."""
 
     needs: ClassVar[tuple[str, ...]] = ("messages",)
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    id: Identifier = None
 
 
-class PlainText(msgspec.Struct):
+class PlainText(TrainingRow, kw_only=True):
     """A text without roles."""
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
     text: Text
-    id: Identifier = None
 
 
 class Prompt(msgspec.Struct):
@@ -140,6 +147,9 @@ class Row:
     shape: str
     file: str
     line: int | None
+    alternate: str | None = None
+    key_words: tuple[str, ...] | str | None = None
+    weight: float | None = None
 
     @property
     def place(self) -> str:
@@ -162,7 +172,9 @@ def training_row(record: Record) -> Row:
                 raise record.bad("no assistant turn to learn from", "add one, or use `text`", "$.messages")
         case PlainText():
             text = value.text
-    return Row(record.id, messages, text, type(value).__name__, record.file, record.line)
+    words = tuple(value.key_words) if isinstance(value.key_words, list) else value.key_words
+    shape = type(value).__name__
+    return Row(record.id, messages, text, shape, record.file, record.line, value.alternate, words, value.weight)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

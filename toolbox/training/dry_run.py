@@ -30,7 +30,9 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
     parameters = count_parameters(source, trust_remote_code=options.trust_remote_code)
     tokenizer = load_tokenizer(source, trust_remote_code=options.trust_remote_code)
     chat = Chat(tokenizer, options.template, options.system)
-    encoded = {name: encode_rows(chat, rows, name, options, call.reporter.warn) for name, rows in brief.train.items()}
+    encoded = {
+        name: encode_rows(chat, rows, name, options, call.reporter.warn)[0] for name, rows in brief.train.items()
+    }
     counts = {name: len(rows) for name, rows in encoded.items()}
     plan = task.plan(counts)
     lr = task.auto_lr(parameters) if options.lr == "auto" else float(options.lr)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox.models.facts import is_quantised
+from toolbox.models.facts import is_quantised, run_record
 from toolbox.models.load import ModelSource, find_model
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
@@ -26,7 +27,9 @@ from toolbox.shell.records import Row
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.language import (
     PROCESSES,
+    WEIGHTS,
     Brief,
+    Material,
     Task,
     check_adapter_options,
     fingerprint,
@@ -152,14 +155,19 @@ class _Run:
 
         torch.manual_seed(self.options.seed)
         tokenizer, chat = self._tokenizer()
-        encoded = {name: self._encode(chat, rows, name) for name, rows in self.brief.train.items()}
-        watched = {name: self._encode(chat, rows, name) for name, rows in self.brief.watched.items()}
+        kept: dict[str, list[Row]] = {}
+        encoded: dict[str, list[Encoded]] = {}
+        for name, rows in self.brief.train.items():
+            encoded[name], kept[name] = self._encode(chat, rows, name)
+        watched = {name: self._encode(chat, rows, name)[0] for name, rows in self.brief.watched.items()}
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        with self._said_once():
+            objective = self.task.objective(Material(encoded, kept, tokenizer, pad))
         model, head = self._model()
         parameters = sum(p.numel() for p in model.parameters())
         lr = self.task.auto_lr(parameters) if self.options.lr == "auto" else float(self.options.lr)
         plan = self.task.plan({name: len(rows) for name, rows in encoded.items()})
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        loop = self._loop(head, self.task.objective(encoded, pad), plan, lr, watched, pad)
+        loop = self._loop(head, objective, plan, lr, watched, pad)
         start = {
             "event": "start",
             "command": self.call.command,
@@ -185,13 +193,19 @@ class _Run:
         tokenizer = load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
         return tokenizer, Chat(tokenizer, self.options.template, self.options.system)
 
-    def _encode(self, chat: Chat, rows: Sequence[Row], name: str) -> list[Encoded]:
-        try:
+    def _encode(self, chat: Chat, rows: Sequence[Row], name: str) -> tuple[list[Encoded], list[Row]]:
+        with self._said_once():
             return encode_rows(chat, rows, name, self.options, self.reporter.warn)
+
+    @contextmanager
+    def _said_once(self) -> Iterator[None]:
+        """Every rank finds the same fault in the data; one says so."""
+        try:
+            yield
         except BadData as problem:
             if self.accelerator.is_main_process:
                 raise
-            raise AlreadyReported(problem.exit_code) from None  # every rank finds the same; one says so
+            raise AlreadyReported(problem.exit_code) from None
 
     def _model(self) -> tuple[Any, TokenLoss]:
         from toolbox.models.load import load_model
@@ -201,6 +215,9 @@ class _Run:
         if self.source.kind == "adapter":
             model = model.merge_and_unload()
         without_dropout(model)
+        reference = None
+        if self.task.needs_reference() and not self.options.lora_r:
+            reference = copy.deepcopy(model).requires_grad_(False)
         if self.options.grad_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.options.lora_r:
@@ -215,7 +232,7 @@ class _Run:
         else:
             model.requires_grad_(True)
             choose_parameters(model, self.options.train_params)
-        return model, TokenLoss(model, self.options.loss_chunk)
+        return model, TokenLoss(model, self.options.loss_chunk, reference)
 
     def _loop(
         self, head: TokenLoss, objective: Any, plan: Any, lr: float, watched: Mapping[str, list[Encoded]], pad: int
@@ -274,7 +291,7 @@ class _Run:
                 for event in chain([] if events else [start], loop.run()):
                     events.append(event)
                     if log is not None:
-                        self.writer.write(event)
+                        self.writer.write({key: value for key, value in event.items() if key != "log"})
                         log.write(msgspec.json.encode(event) + b"\n")
                         log.flush()
                     self._follow(event, bar)
@@ -343,6 +360,7 @@ class _Run:
             "base": self.options.model,
             "inputs": inputs,
             "fingerprint": self.brief.fingerprint,
+            "chain": [*earlier_runs(self.source), self._link(start)],
             "start": {k: v for k, v in start.items() if k not in ("event", "settings", "command")},
             "done": done,
             "versions": {name: version(name) for name in ("toolbox-ten", "torch", "transformers", "accelerate")},
@@ -360,6 +378,16 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return Outcome(self.out.final, events, done, self.source)
 
+    def _link(self, start: Mapping[str, Any]) -> dict[str, Any]:
+        """This run as a link of the chain of runs that led to a model: hashes and counts, no names and no texts."""
+        return {
+            "command": self.call.command,
+            "base": self.brief.fingerprint.get(WEIGHTS) or self.source.name,
+            "inputs": dict(self.brief.digests),
+            "rows": start["rows"],
+            "steps": start["steps"],
+        }
+
     def repeat_done(self) -> None:
         """``--resume`` of a run that is finished: say so and write its last event again."""
         if not self.accelerator.is_main_process:
@@ -368,6 +396,12 @@ class _Run:
         self.reporter.note(f"{self.options.out} is finished; nothing to do")
         self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
         self.writer.close()
+
+
+def earlier_runs(source: ModelSource) -> list[dict[str, Any]]:
+    """The chain of runs that made the model ``source``, oldest first; empty for a model that none of ours made."""
+    record = run_record(source)
+    return record.get("chain", []) if record else []
 
 
 def _kept_events(path: Path, step: int) -> list[dict[str, Any]]:

@@ -76,7 +76,23 @@ class TrainOptions:
 
 NOT_DECIDING = {
     # Where things are read from and written to: data is known by its digest.
-    *("file", "forget", "retain", "watch", "out", "overwrite", "resume", "on_bad", "rejects", "delta", "plot"),
+    *(
+        "file",
+        "forget",
+        "retain",
+        "refusals",
+        "key_words",
+        "log_weights",
+        "log_geffect",
+        "watch",
+        "out",
+        "overwrite",
+        "resume",
+        "on_bad",
+        "rejects",
+        "delta",
+        "plot",
+    ),
     # What does not touch the result.
     *("tracker", "save_every", "quiet"),
 }
@@ -84,6 +100,9 @@ NOT_DECIDING = {
 
 PROCESSES = "number of processes"
 """The mark of a fingerprint that tells how many processes a run has."""
+
+WEIGHTS = "model (its weights)"
+"""The mark of a fingerprint that identifies the weights a run began from."""
 
 _FREE_ON_RESUME = {"micro_batch", "loss_chunk", "grad_checkpointing", "threads"}
 """Options that a resumed run may change, out of memory for one: they touch nothing but rounding."""
@@ -107,6 +126,16 @@ class Sets:
     digests: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Material:
+    """What an objective is made of: by set, the ``encoded`` rows and the ``rows`` they came from; the tokenizer."""
+
+    encoded: Mapping[str, Sequence[Any]]
+    rows: Mapping[str, Sequence[Row]]
+    tokenizer: Any
+    pad_id: int
+
+
 class Task(Protocol):
     """What a command adds to the shared run."""
 
@@ -127,7 +156,10 @@ class Task(Protocol):
     def auto_lr(self, parameters: int) -> float:
         """``--lr auto`` for a model of this size."""
 
-    def objective(self, encoded: Mapping[str, Sequence[Any]], pad_id: int) -> Any:
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with a frozen copy of the model (with adapters: with the model without them)."""
+
+    def objective(self, material: Material) -> Any:
         """The ``objective.Objective`` over encoded rows."""
 
 
@@ -194,10 +226,12 @@ def _rows(records: Any, reader: RecordReader) -> list[Row]:
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """sha256 over what was read: ids and texts, in order (not over file names or formatting)."""
+    """sha256 over what was read: ids, texts and annotations, in order (not over file names or formatting)."""
     hasher = hashlib.sha256()
     for row in rows:
-        hasher.update(msgspec.json.encode((row.id, row.messages, row.text)) + b"\n")
+        extras = {name: getattr(row, name) for name in ("alternate", "key_words", "weight")}
+        given = {name: value for name, value in extras.items() if value is not None}
+        hasher.update(msgspec.json.encode((row.id, row.messages, row.text, *([given] if given else []))) + b"\n")
     return hasher.hexdigest()
 
 
@@ -212,7 +246,7 @@ def fingerprint(
     }
     marks |= {f"data ({name})": sha for name, sha in digests.items()}
     if source.kind in ("directory", "adapter"):
-        marks["model (its weights)"] = weights_digest(source)
+        marks[WEIGHTS] = weights_digest(source)
     if Path(options.template).is_file():
         marks["template (its text)"] = sha256_file(options.template)
     return marks | {PROCESSES: processes, "command": call.command}

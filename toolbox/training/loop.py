@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from toolbox.shell.errors import AlreadyReported, TryAgain
-from toolbox.training.objective import Objective
+from toolbox.training.objective import Ground, Objective, Pass
 from toolbox.training.processes import sum_over_processes
 from toolbox.training.state import RunState, TrainingTensors, load_tensors, local_part, read_state, save_state
 from toolbox.training.stopping import StopWhen
@@ -109,6 +109,7 @@ class Loop:
         self.parameters = list(named.values())
         self.clipped = list(clipped) if clipped is not None else self.parameters
         self.sharded = any(hasattr(p, "to_local") for p in self.parameters)
+        self.ground = Ground(accelerator, model, named, self.sharded)
         self.tensors = TrainingTensors(named, [getattr(o, "optimizer", o) for o in self.optimizers])
         self.step = 0
         self.start_metrics: Metrics = {}
@@ -156,6 +157,7 @@ class Loop:
         Raises TryAgain (75) after saving state on SIGINT/SIGTERM, or when a loss or gradient is not finite.
         """
         with self._signals():
+            self.objective.start(self.ground)
             if self.step == 0 and self.evaluate is not None:
                 yield self._evaluation()
                 self.start_metrics = self.metrics
@@ -180,34 +182,50 @@ class Loop:
         sums: dict[str, Tensor] = {}
         divisors: dict[str, float] = {}
         self.model.train()
-        for stream in self.objective.streams:
-            divisors[stream] = sum(self.objective.units(stream, row) for row in window.rows[stream])
-            self._pass(stream, window.rows[stream], divisors[stream], sums)
-            self.objective.after_pass(stream, self.parameters)
-        self.objective.before_step(self.parameters)
-        names = sorted(sums)
-        local = torch.stack([sums[name] for name in names]).tolist() if names else []
-        report = self.objective.report(
-            dict(zip(names, sum_over_processes(self.accelerator, local), strict=True)), divisors
-        )
+        self.objective.before_window(window)
+        try:
+            for one in self.objective.passes:
+                rows = window.rows[one.stream]
+                divisors[one.name] = sum(self.objective.units(one, row) for row in rows)
+                found = self._pass(one, rows, divisors[one.name])
+                self.objective.after_pass(one, None if one.gradient else self._everywhere(found))
+                sums |= found
+        except FloatingPointError as error:
+            self._give_up(window.step, str(error))
+        for parameter in self.parameters:  # one that took no part has a gradient of 0, on one process and on many
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        report = self.objective.report(self._everywhere(sums), divisors)
         norm = self._clip()
         if not (math.isfinite(report["loss"]) and math.isfinite(norm)):
-            self._give_up(window.step, report["loss"], norm)
+            self._give_up(window.step, f"loss {report['loss']:g}, gradient norm {norm:g}: not finite")
         lr = learning_rate(window.step, self.plan.steps, self.settings.lr, self.settings.warmup, self.settings.schedule)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("scale", 1.0)
             optimizer.step()
+        more = self.objective.after_step(self.optimizers)
         self.step = window.step
         seconds = round(time.monotonic() - began, 3)
-        return {"event": "step", "step": window.step, "epoch": window.epoch, "lr": lr, **report, "grad_norm": norm,
-                "seconds": seconds}  # fmt: skip
+        return {"event": "step", "step": window.step, "epoch": window.epoch, "lr": lr, **report, **more,
+                "grad_norm": norm, "seconds": seconds}  # fmt: skip
 
-    def _pass(self, stream: str, rows: Sequence[int], divisor: float, sums: dict[str, Tensor]) -> None:
-        """One backward pass over ``rows``: this rank's micro-batches, gradients reduced on the last."""
+    def _everywhere(self, sums: dict[str, Tensor]) -> dict[str, Any]:
+        """Sums over all ranks: numbers, and lists where a vector was summed."""
+        if not sums:
+            return {}
+        names = sorted(sums)
+        flat = torch.cat([sums[name].flatten() for name in names]).tolist()
+        total = iter(sum_over_processes(self.accelerator, flat))
+        found = {name: [next(total) for _ in range(sums[name].numel())] for name in names}
+        return {name: values if sums[name].ndim else values[0] for name, values in found.items()}
+
+    def _pass(self, one: Pass, rows: Sequence[int], divisor: float) -> dict[str, Tensor]:
+        """One pass over ``rows``: this rank's micro-batches, gradients reduced on the last; gives this rank's sums."""
+        sums: dict[str, Tensor] = {}
         wanted = self.settings.micro_batch
         most = len(rows) if wanted == "auto" else int(wanted)
-        lengths = {row: self.objective.length(stream, row) for row in rows}
+        lengths = {row: self.objective.length(one.stream, row) for row in rows}
         shares = share_out(
             range(len(rows)),
             [lengths[row] for row in rows],
@@ -218,19 +236,21 @@ class Loop:
         mine = shares[self.accelerator.process_index]
         for number, places in enumerate(mine):
             # Without rows of its own a rank still takes part, with weight 0, in what the others reduce.
-            batch = self.objective.batch(stream, [rows[place] for place in places] or [rows[0]])
-            last = number == len(mine) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, parts = self.objective.loss(self.model, stream, batch.to(self.accelerator.device), divisor)
-                if not places:
-                    loss = loss * 0.0
-                # Engines average gradients over ranks; ours are shares of a sum.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+            batch = self.objective.batch(one, [rows[place] for place in places] or [rows[0]])
+            batch = batch.to(self.accelerator.device)
+            reduces = one.gradient and number == len(mine) - 1
+            with contextlib.nullcontext() if reduces else self.accelerator.no_sync(self.model):
+                with contextlib.nullcontext() if one.gradient else torch.no_grad():
+                    loss, parts = self.objective.loss(self.model, one, batch, divisor)
+                if one.gradient:
+                    # Engines average gradients over ranks; ours are shares of a sum.
+                    self.accelerator.backward((loss if places else loss * 0.0) * self.accelerator.num_processes)
             for name, value in parts.items():
                 if places:
                     sums[name] = sums.get(name, 0.0) + value.detach().double()
                 else:
-                    sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=value.device))
+                    sums.setdefault(name, torch.zeros(value.shape, dtype=torch.float64, device=value.device))
+        return sums
 
     def _clip(self) -> float:
         gradients = [p.grad for p in self.clipped if p.grad is not None]
@@ -240,11 +260,12 @@ class Loop:
             torch.nn.utils.clip_grads_with_norm_(self.clipped, self.settings.max_grad_norm, total)
         return float(total)
 
-    def _give_up(self, step: int, loss: float, norm: float) -> None:
-        self.save()  # the parameters are still those of the last good step
-        where = f"the state of step {self.step} is kept" if self.state_dir else "nothing was saved"
-        what = f"step {step}: loss {loss:g}, gradient norm {norm:g}: not finite; {where}"
-        self._stop(what, "try a lower --lr, --max-grad-norm 1, or --precision fp32")
+    def _give_up(self, step: int, why: str) -> NoReturn:
+        if not self.objective.ahead:
+            self.save()  # the parameters are still those of the last good step
+        kept = self.state_dir is not None and self._saved >= 0
+        where = f"the state of step {self._saved} is kept" if kept else "nothing was saved"
+        self._stop(f"step {step}: {why}; {where}", "try a lower --lr, --max-grad-norm 1, or --precision fp32")
 
     def _check_finite(self) -> None:
         """The last update may have been one too far: such parameters are neither saved nor handed out."""

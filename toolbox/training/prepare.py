@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def encode_rows(
     chat: Chat, rows: Sequence[Row], name: str, options: TrainOptions, warn: Callable[[str], None]
-) -> list[Encoded]:
-    """The rows of the set ``name`` as tokens, cut at ``--max-length``.
+) -> tuple[list[Encoded], list[Row]]:
+    """The rows of the set ``name`` as tokens, cut at ``--max-length``, and those rows themselves.
 
     A row that the template refuses or that has no labelled token is bad data, or left out with ``--on-bad skip``.
     ``warn`` is told how many rows were left out and how many were cut.
     """
-    encoded, left_out, cut = [], [], 0
+    encoded, kept, left_out, cut = [], [], [], 0
     for row in rows:
         try:
             whole = _encode_row(chat, row, options.loss_on)
@@ -41,6 +41,7 @@ def encode_rows(
             left_out.append(row.id)
             continue
         encoded.append(one)
+        kept.append(row)
         cut += len(one.ids) < len(whole.ids)
     if left_out:
         warn(f"{name}: {len(left_out)} rows that cannot be learned from left out (ids {', '.join(left_out[:5])})")
@@ -48,7 +49,7 @@ def encode_rows(
         warn(f"{name}: {cut} rows cut at --max-length {options.max_length}; what is behind is neither used nor scored")
     if not encoded:
         raise BadData(f"the {name} set has no row to learn from", "raise --max-length, or try another --template")
-    return encoded
+    return encoded, kept
 
 
 def _encode_row(chat: Chat, row: Row, loss_on: str) -> Encoded:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from toolbox.models.chat import Chat
 
-_PREFIX = "model."  # of the module that wraps the model during training
+_PREFIX = "model."  # of the module that wraps the model during training, a reference copy perhaps beside it
 
 
 def save_model(
@@ -73,4 +73,4 @@ def _save_full(directory: Path, model: Any, state_dict: Mapping[str, Tensor] | N
 
 
 def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in state_dict.items()}
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in state_dict.items() if name.startswith(_PREFIX)}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from toolbox.models.chat import Encoded
 from toolbox.models.token_loss import TokenBatch, collate
-from toolbox.training.objective import Objective
+from toolbox.training.objective import Objective, Pass
 
 
 class TokenRows(Objective):
@@ -21,21 +21,17 @@ class TokenRows(Objective):
     def length(self, stream: str, row: int) -> int:
         return len(self.rows[stream][row].ids)
 
-    def units(self, stream: str, row: int) -> float:
-        return self._labelled[stream][row]
+    def units(self, one: Pass, row: int) -> float:
+        return self._labelled[one.stream][row]
 
-    def batch(self, stream: str, rows: Sequence[int]) -> TokenBatch:
-        return collate([self.rows[stream][row] for row in rows], self.pad_id)
+    def batch(self, one: Pass, rows: Sequence[int]) -> TokenBatch:
+        return collate([self.rows[one.stream][row] for row in rows], self.pad_id)
 
 
 class SupervisedObjective(TokenRows):
     """Supervised fine-tuning: ``L = (1/N) Σ_i l_i`` over the N labelled tokens of the window."""
 
-    streams = ("train",)
-
-    def loss(
-        self, model: nn.Module, stream: str, batch: TokenBatch, divisor: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, one: Pass, batch: TokenBatch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
         nll, _ = model(batch.ids, batch.where, batch.labels)
         total = nll.sum()
         return total / divisor, {"nll": total.detach()}

@@ -2,97 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toolbox.models.load import find_model
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
-from toolbox.training.language import NOT_DECIDING, DataSet, Sets, TrainOptions, lr_by_size, needs_folder
-from toolbox.unlearning.data import check_overlap, hold_out
+from toolbox.training.language import Material, needs_folder
+from toolbox.unlearning.task import UnlearnOptions, UnlearnTask, check_outputs, figure_path, run_task, write_lines
 
 if TYPE_CHECKING:
     from toolbox.training.finetune import Outcome
 
-FORGOT_LITTLE = 0.1
-"""A fall of the forget set's ES below this share of its start counts as having forgotten little."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainOptions):
+class Options(UnlearnOptions):
     """satimp-unlearn's options."""
 
-    forget: str
-    retain: str | None = None
-    strict: bool = False
     weighting: str = "satimp"
     beta1: float = 5.0
     beta2: float = 0.1
     gamma: float = 1.0
     alpha: float = 0.1
-    retain_loss: str = "nll"
-    retain_batch: int = 0
-    holdout: int = 0
-    delta: str | None = None
-
-    @property
-    def retains(self) -> bool:
-        """Whether retain rows are trained on."""
-        return self.retain is not None and self.retain_loss != "none" and self.alpha > 0
+    granularity: str = "token"
+    group_size: int = 10
+    instance_prob: str = "sum"
+    sampling: str = "soft"
+    fraction: float | None = None
+    soft_p: float = 1.0
+    reduction: str = "token"
+    base: str = "ga"
+    beta: float = 0.1
+    key_words: str | None = None
+    log_weights: str | None = None
 
 
 @dataclass(frozen=True)
-class SatImpTask:
+class SatImpTask(UnlearnTask):
     """SatImp as the shared run sees it."""
 
     options: Options
 
-    def inputs(self) -> dict[str, str]:
-        found = {"forget": self.options.forget}
-        if self.options.retain is not None:
-            found["retain"] = self.options.retain
-        return found
-
-    def watched_names(self) -> tuple[str, ...]:
-        return tuple(self.inputs())
-
-    def arrange(self, data: Mapping[str, DataSet], call: Invocation) -> Sets:
+    @property
+    def retains(self) -> bool:
         options = self.options
-        train = {"forget": data["forget"].rows}
-        watched = {"forget": data["forget"].rows}
-        if "retain" in data:
-            retain = data["retain"].rows
-            if warning := check_overlap(train["forget"], retain, options.strict):
-                call.reporter.warn(warning)
-            held, rest = hold_out(retain, options.holdout)
-            watched["retain"] = held or rest
-            if options.retains:
-                train["retain"] = rest
-        watched |= {name: one.rows for name, one in data.items() if name not in ("forget", "retain")}
-        return Sets(
-            train,
-            {name: rows[: options.eval_rows] for name, rows in watched.items()},
-            {name: one.sha256 for name, one in data.items()},
+        return options.retain is not None and options.retain_loss != "none" and options.alpha > 0
+
+    @property
+    def key_words(self) -> str | None:
+        return self.options.key_words
+
+    def needs_reference(self) -> bool:
+        return self.retains and self.options.retain_loss == "kl"
+
+    def objective(self, material: Material) -> Any:
+        from toolbox.unlearning.ascent import Ascent, Weighting
+        from toolbox.unlearning.data import importances
+        from toolbox.unlearning.objectives import Retention, UnlearnObjective
+        from toolbox.unlearning.satimp import FRACTIONS
+
+        options = self.options
+        forget = Ascent(
+            Weighting(options.weighting, options.beta1, options.beta2),
+            granularity=options.granularity,  # type: ignore[arg-type]
+            group_size=options.group_size,
+            instance_prob=options.instance_prob,  # type: ignore[arg-type]
+            sampling=options.sampling,  # type: ignore[arg-type]
+            fraction=FRACTIONS.get(options.sampling, 1.0) if options.fraction is None else options.fraction,
+            soft_p=options.soft_p,
+            reduction=options.reduction,  # type: ignore[arg-type]
+            base=options.base,  # type: ignore[arg-type]
+            beta=options.beta,
+            histogram=options.log_weights is not None,
         )
-
-    def plan(self, counts: Mapping[str, int]) -> Any:
-        from toolbox.training.windows import Plan, Stream
-
-        forget = Stream("forget", counts["forget"], self.options.batch_size)
-        retain = [Stream("retain", counts["retain"], self.options.retain_batch)] if "retain" in counts else []
-        return Plan(forget, retain, self.options.epochs, self.options.seed)
-
-    def auto_lr(self, parameters: int) -> float:
-        return lr_by_size(parameters, small=5e-5)
-
-    def objective(self, encoded: Mapping[str, Sequence[Any]], pad_id: int) -> Any:
-        from toolbox.unlearning.objectives import SatImpObjective
-        from toolbox.unlearning.satimp import exponents
-
-        beta1, beta2 = exponents(self.options.weighting, self.options.beta1, self.options.beta2)
-        return SatImpObjective(
-            encoded, pad_id, beta1=beta1, beta2=beta2, gamma=self.options.gamma, alpha=self.options.alpha
+        retain = Retention(options.retain_loss, options.alpha, options.kl_positions) if self.retains else None  # type: ignore[arg-type]
+        keys = None
+        if options.weighting == "annotated":
+            keys = importances(material.rows["forget"], material.encoded["forget"], material.tokenizer)
+        return UnlearnObjective(
+            material.encoded, material.pad_id, forget, gamma=options.gamma, retain=retain, keys=keys, seed=options.seed
         )
 
 
@@ -102,61 +89,32 @@ def check(options: Options) -> None:
         raise UsageProblem(
             "--alpha above 0 needs --retain rows to keep", "give --retain FILE, or --retain-loss none to do without"
         )
-    if options.retain is None and options.holdout:
-        raise UsageProblem("--holdout needs --retain", "it keeps the first rows of that set for evaluation")
-    if options.delta is not None and options.lora_r:
-        raise UsageProblem("--delta does not apply to --lora-r", "the adapter itself is the difference")
-    if options.delta is not None:
-        needs_folder(options.delta, "--delta")
-        if find_model(options.model, trust_remote_code=options.trust_remote_code).kind in ("adapter", "hub"):
-            raise UsageProblem(
-                f"--delta needs the base's weights in one place; --model {options.model} is an adapter or on the hub",
-                "save it as a directory with transformers first",
-            )
+    of_rows = options.granularity in ("instance", "batch")
+    if options.weighting == "annotated" and of_rows:
+        raise UsageProblem(
+            f"--weighting annotated marks tokens, --granularity {options.granularity} weighs rows", "use token or group"
+        )
+    if options.key_words is not None and options.weighting != "annotated":
+        raise UsageProblem("--key-words belongs to --weighting annotated")
+    if options.fraction is not None and options.sampling == "soft":
+        raise UsageProblem("--fraction belongs to hard sampling", "as in --sampling topk")
+    check_outputs(options)
+    if options.log_weights is not None:
+        needs_folder(options.log_weights, "--log-weights")
 
 
 def run(options: Options, call: Invocation) -> None:
     """Unlearn ``options.forget`` and write ``options.out``; events go to stdout."""
-    from toolbox.training.figures import draw_training
-    from toolbox.training.finetune import train
-
     check(options)
 
-    def finish(outcome: Outcome) -> None:
-        before_after(outcome.done, call)
-        draw_training(outcome.events, options.plot, f"satimp-unlearn ({options.weighting})")
+    def extras(outcome: Outcome) -> None:
+        if options.log_weights is None:
+            return
+        from toolbox.unlearning.weight_figure import draw_weights
 
-    def before_commit(outcome: Outcome) -> None:
-        if options.delta is not None:
-            write_difference(outcome, options, call)
+        lines = write_lines(outcome, "weights", options.log_weights)
+        drawn = figure_path(options.log_weights)
+        draw_weights(lines, drawn, f"token weights against probability ({options.weighting})")
+        call.reporter.note(f"wrote {options.log_weights} and {drawn}")
 
-    train(SatImpTask(options), call, finish, before_commit)
-
-
-def before_after(done: Mapping[str, Any], call: Invocation) -> None:
-    """The table of every watched set before and after, and a line where the run forgot little."""
-    from toolbox.unlearning.tables import before_after_table
-
-    call.reporter.show(before_after_table(done["before"], done["after"], done["steps"]))
-    before, after = done["before"]["forget"]["es"], done["after"]["forget"]["es"]
-    if before == 0:
-        call.reporter.warn("forget ES was 0 before the run: the model does not recite these rows (another --template?)")
-    elif before - after < FORGOT_LITTLE * before:
-        call.reporter.warn(
-            f"the run forgot little (forget ES {before:.3f} -> {after:.3f}): raise --epochs or --lr, or lower --alpha"
-        )
-
-
-def write_difference(outcome: Outcome, options: Options, call: Invocation) -> None:
-    """``--delta``: θ_unlearned − θ_base as safetensors, the base's digest in its header."""
-    from toolbox.models.facts import weights_directory
-    from toolbox.weights.delta import write_delta
-    from toolbox.weights.provenance import header
-    from toolbox.weights.read import open_weights
-
-    deciding = {name: value for name, value in call.settings.items() if name not in NOT_DECIDING}
-    metadata = header(call.command, deciding, options.seed, {})
-    directory = weights_directory(outcome.source)
-    assert directory is not None  # check() has refused sources without one
-    with open_weights(directory) as base, open_weights(outcome.directory) as new:
-        write_delta(base, new, str(options.delta), metadata)
+    run_task(SatImpTask(options), call, options.weighting, "lower --alpha", extras)
