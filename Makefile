@@ -11,10 +11,13 @@ STAMP  := $(VENV)/.ready
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow bench lint tofu-small clean
+RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help setup demo test test-slow bench lint clean
+.PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 setup: $(STAMP)  ## make .venv with the tested versions
 
@@ -29,7 +32,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	touch $@
 
 demo: $(STAMP)  ## a language model forgets two people and keeps the rest (about five minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python recipes/unlearning/demo.py
+	$(RUN) $(BIN)/python recipes/unlearning/demo.py
 
 test: lint  ## lint, import contract, tests (under 15 minutes on two cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist worksteal --durations 15
@@ -45,8 +48,20 @@ lint: $(STAMP)  ## ruff and the import contract
 bench: $(STAMP)  ## speed and memory as ratios, to bench/results.jsonl
 	$(TEST_ENV) $(BIN)/python bench/run.py
 
-tofu-small: $(STAMP)  ## TOFU in small: tune on 8 + 8 rows, forget 8 (DATA=the folder with TOFU's files)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/unlearning/tofu-small.sh "$(DATA)"
+unlearn-tofu-small: $(STAMP)  ## TOFU in small: tune on 8 + 8 rows, forget 8 by five methods (DATA=the folder with TOFU's files)
+	$(RUN) bash recipes/unlearning/tofu-small.sh "$(DATA)"
+
+unlearn-tradeoff: $(STAMP)  ## forgotten against kept, over the settings of SatImp, gradient ascent and GRU
+	$(RUN) bash recipes/unlearning/tradeoff.sh
+
+unlearn-people: $(STAMP)  ## the table of methods on the embedded people (about an hour)
+	$(RUN) bash recipes/unlearning/people-table.sh
+
+unlearn-sequence: $(STAMP)  ## three requests one after another (DATA=a folder with forget.json and neighbor.json)
+	$(RUN) bash recipes/unlearning/sequence.sh "$(DATA)"
+
+unlearn-tofu: $(STAMP)  ## the full benchmark, for a GPU (DATA=the folder with TOFU's files)
+	$(RUN) bash recipes/unlearning/tofu.sh "$(DATA)"
 
 clean:  ## remove what demo and bench made
 	rm -rf demo bench/results.jsonl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,19 +32,21 @@ def conflict(layers: int) -> tuple[list[Any], list[Any]]:
 
 
 def flattened(forget: Sequence[Any], retain: Sequence[Any]) -> float:
-    """The style: both gradients as one float64 vector each, projected, written back; the cosine before."""
+    """The style: one fp32 vector of each gradient, the sign test tensor by tensor in their own dtype, the projection on
+    float64 copies, and what comes out as fp32 again, written back tensor by tensor. The cosine before."""
     import torch
 
-    g = torch.cat([gradient.reshape(-1) for gradient in forget]).to(torch.float64)
-    r = torch.cat([gradient.reshape(-1) for gradient in retain]).to(torch.float64)
-    product = torch.dot(g, r)
-    cosine = float(product / (g.norm() * r.norm()))
+    g, r = (torch.cat([gradient.reshape(-1) for gradient in gradients]) for gradients in (forget, retain))
+    ends = [*itertools.accumulate(gradient.numel() for gradient in forget)]
+    spans = [slice(end - gradient.numel(), end) for gradient, end in zip(forget, ends, strict=True)]
+    product = sum(float((g[span] * r[span]).sum()) for span in spans)
+    cosine = product / float(g.norm() * r.norm())
     if product < 0:
-        g = g - (product / torch.dot(r, r)) * r
-    place = 0
-    for gradient in forget:
-        gradient.copy_(g[place : place + gradient.numel()].view_as(gradient))
-        place += gradient.numel()
+        wide, mean = g.to(torch.float64), r.to(torch.float64)
+        along = torch.dot(wide, mean) / torch.dot(mean, mean) * mean
+        g = (wide - along).to(g.dtype)
+    for gradient, span in zip(forget, spans, strict=True):
+        gradient.copy_(g[span].view_as(gradient))
     return cosine
 
 

@@ -139,8 +139,9 @@ def in_child(
     *arguments: Any,
     feed: Iterable[bytes] | None = None,
     env: dict[str, str] | None = None,
+    python: str | Path = sys.executable,
 ) -> Any:
-    """What ``function(*arguments)`` returns (as JSON) in a fresh interpreter.
+    """What ``function(*arguments)`` returns (as JSON) in a fresh interpreter, ``python``.
 
     ``feed`` goes to the child's stdin; its stdout is /dev/null. Memory is only comparable between fresh processes: a
     freed block stays with the one that asked for it.
@@ -148,7 +149,7 @@ def in_child(
     result, sink = os.pipe()
     words = [str(sink), function.__module__, function.__name__, json.dumps(arguments)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.common", *words],
+        [str(python), "-m", "bench.common", *words],
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL if feed is None else subprocess.PIPE,

@@ -79,6 +79,7 @@ CASES = {
     for case in (
         Case("lm-tune", PEOPLE, _tune, trainer=True),
         Case("satimp-unlearn", PEOPLE, _unlearn, trainer=True),
+        Case("gru-unlearn", PEOPLE, _unlearn, trainer=True),
         Case(
             "lm-generate",
             [{"id": f"q{i}", "prompt": "Say " + "more " * (5 * i % 7) + str(i), "extra": {"big": 2**70, "x": [i, None]}}

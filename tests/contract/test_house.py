@@ -77,7 +77,7 @@ def test_every_option_is_explained_and_in_a_known_section(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_docs_page_speaks_of_every_method_option_and_of_none_that_is_not_there(name):
     page = (ROOT / "docs" / f"{name}.md").read_text()
-    known = {text for parameter in load(name).params for text in parameter.opts}
+    known = {text for one in load(name).params for text in (*one.opts, *one.secondary_opts)}
     others = {text for other in COMMANDS for parameter in load(other).params for text in parameter.opts}
     for text in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page)):
         assert text in known | others | {"--help", "--multi_gpu", "--no-deps"}, f"{text} is on the page, not in --help"

@@ -51,7 +51,7 @@ class Job:
         return self.tool(self.command, *self.words, *more, "--out", out)
 
 
-@pytest.fixture(params=["lm-tune", "satimp-unlearn"])
+@pytest.fixture(params=["lm-tune", "satimp-unlearn", "gru-unlearn"])
 def job(request, tool, tiny, rows) -> Job:
     data = rows("data.jsonl", ROWS)
     rows("retain.jsonl", [{"text": f"Keep this sentence number {i}."} for i in range(5)])

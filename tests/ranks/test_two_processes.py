@@ -45,10 +45,11 @@ def jobs(rows, tiny) -> dict[str, list[str | Path]]:
     return {
         "lm-tune": ["lm-tune", *common, forget],
         "satimp-unlearn": ["satimp-unlearn", *common, "--forget", forget, "--retain", retain, "--retain-batch", "5"],
+        "gru-unlearn": ["gru-unlearn", *common, "--forget", forget, "--retain", retain, "--weight-decay", "0"],
     }
 
 
-@pytest.mark.parametrize("name", ["lm-tune", "satimp-unlearn"])
+@pytest.mark.parametrize("name", ["lm-tune", "satimp-unlearn", "gru-unlearn"])
 def test_processes_and_micro_batches_do_not_show(jobs, name, tmp_path, tiny, tool):
     command, *rest = jobs[name]
     script = BIN / command

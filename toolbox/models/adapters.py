@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     # peft draws on the CPU wherever the model lies; forking all generators would start CUDA on every device.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own call, nobody's here
         torch.default_generator.manual_seed(seed)
         try:
             return get_peft_model(model, config)

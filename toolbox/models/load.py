@@ -374,6 +374,7 @@ def _load_adapter(source: ModelSource, dtype: Literal["fp32", "bf16"], trust_rem
     with _quiet(), _loading(source), warnings.catch_warnings():
         # Of adapters that lack tensors peft only warns, and leaves those at their start.
         warnings.filterwarnings("error", message=".*missing adapter keys")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own call, nobody's here
         return PeftModel.from_pretrained(model, str(source.path), torch_device="cpu").eval()
 
 

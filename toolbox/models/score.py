@@ -51,7 +51,7 @@ def score_rows(
     Scored in eval mode, without dropout; a model in training goes on training. ``on_batch`` is told how many rows each
     finished batch had.
     """
-    training = model.training
+    training = model.model.training  # not that of the wrapper, which begins as if it were trained
     model.eval()
     try:
         return _score(model, rows, device, pad_id, max_tokens, on_batch)

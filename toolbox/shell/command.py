@@ -25,6 +25,7 @@ from toolbox.shell.streams import Streams, claim, open_closed_streams
 GROUPS = (
     "Input/Output",
     "Method",
+    "Objective",
     "Data",
     "Model",
     "Training",

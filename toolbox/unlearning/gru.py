@@ -87,10 +87,14 @@ class RetainAverage:
         return {str(place): mean for place, mean in enumerate(self.tensors) if mean is not None}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave; the next ``fold`` changes these tensors in place."""
+        """Take back what ``state`` gave, in copies.
+
+        A tensor mapped from a file lies at any address, and fp32 sums over it may be rounded in another way: the events
+        of a resumed run would differ in their last digits.
+        """
         self.tensors = [None] * (1 + max(map(int, state), default=-1))
         for key, mean in state.items():
-            self.tensors[int(key)] = mean.to(self.dtype)
+            self.tensors[int(key)] = mean.to(self.dtype, copy=True)
 
 
 @dataclass(frozen=True)
