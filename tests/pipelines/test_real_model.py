@@ -92,8 +92,17 @@ def test_the_demo_forgets_two_people_and_keeps_the_rest(tmp_path, seed):
 
 @pytest.mark.slow
 def test_tofu_in_small(tmp_path, tofu):
-    last = sh(f"bash {ROOT}/recipes/unlearning/tofu-small.sh {tofu} out", tmp_path)
-    done = json.loads(last)
-    assert min(done["before"][name]["es"] for name in ("forget", "retain")) >= 0.95
-    assert done["after"]["forget"]["es"] <= 0.2
-    assert done["after"]["retain"]["es"] >= 0.9
+    sh(f"bash {ROOT}/recipes/unlearning/tofu-small.sh {tofu} out", tmp_path)
+    out = tmp_path / "out"
+    runs = {name: json.loads((out / f"{name}.jsonl").read_text().splitlines()[-1])
+            for name in ("unlearned", "ga", "gru-ga", "graddiff")}  # fmt: skip
+    before, after = runs["ga"]["before"], {name: run["after"] for name, run in runs.items()}
+    assert min(before[name]["es"] for name in ("forget", "retain")) >= 0.95
+    assert after["unlearned"]["forget"]["es"] <= 0.2
+    assert after["unlearned"]["retain"]["es"] >= 0.9
+    assert abs(after["gru-ga"]["forget"]["es"] - after["ga"]["forget"]["es"]) <= 0.05
+    for number in ("es", "prob"):
+        assert after["gru-ga"]["retain"][number] >= after["ga"]["retain"][number] - 0.01
+    scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert [Path(score["model"]).name for score in scores] == ["target", "unlearned", "ga", "gru-ga", "graddiff"]
+    assert (out / "tradeoff.svg").is_file()

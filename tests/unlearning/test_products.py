@@ -29,9 +29,19 @@ def test_long_products_are_better_than_single_precision():
     b[size // 2 :] = -0.3
     b[-1] = 7.0
     lengths = math.sqrt(product([a], [a]) * product([b], [b]))
-    for kind in (torch.float32, torch.float64):
-        assert dot([a.to(kind)], [b]) == pytest.approx([product([a], [b])], abs=1e-13 * lengths)
+    for kind, close in ((torch.float32, 1e-7), (torch.bfloat16, 1e-13), (torch.float64, 1e-13)):
+        assert dot([a.to(kind)], [b]) == pytest.approx([product([a.to(kind)], [b])], abs=close * lengths)
     assert dot([a[:0]], [b[:0]]) == [0.0]
+
+
+@pytest.mark.parametrize("power", [1, 3, 5])
+def test_heavy_tails_do_not_swallow_small_terms(power):
+    """As in gradients: most of the squared norm is in few entries; the rest must still be added up."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(1 << 22, generator=generator) ** power
+    b = torch.randn(1 << 22, generator=generator) ** power - 0.05 * a
+    lengths = math.sqrt(product([a], [a]) * product([b], [b]))
+    assert dot([a, a], [a, b]) == pytest.approx([product([a], [a]), product([a], [b])], rel=1e-7, abs=1e-8 * lengths)
 
 
 def test_products_neither_overflow_nor_vanish_in_single_precision():

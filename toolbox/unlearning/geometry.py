@@ -27,15 +27,14 @@ from torch.optim import SGD, AdamW, Optimizer
 from toolbox.shell.errors import UsageProblem
 from toolbox.training.state import local_part
 from toolbox.unlearning.products import (
-    Exact,
     Gradients,
     Reduce,
+    Scratch,
     column_sums,
     cosine_of,
     fetched,
     pieces,
     reduced,
-    sum_device,
     zeros_as,
 )
 
@@ -144,15 +143,16 @@ def _steps(parameters: Sequence[Tensor], optimizers: Sequence[Any], average: Gra
 
 def _products(steps: Iterable[Iterable[Piece]], reduce: Reduce, metric: bool = True) -> list[float]:
     """⟨Δ,ḡ⟩, ⟨Δ,Δ⟩, ⟨ḡ,ḡ⟩ and, with ``metric``, ⟨ḡ,Pḡ⟩ (else 0) over all parameters and ranks."""
-    totals, exact = [], Exact()
+    totals, scratch = [], Scratch()
     for step in steps:
         sums = []
-        for theta, delta, below, mean in step:
-            device = sum_device(theta)
-            delta, mean = exact(delta, device, 0), exact(mean, device, 1)
-            sums += [torch.dot(delta, mean), torch.dot(delta, delta), torch.dot(mean, mean)]
-            scaled = exact(below, device, 2).reciprocal_().mul_(mean) if metric else mean.new_zeros(()).expand_as(mean)
-            sums.append(torch.dot(scaled, mean))
+        for _, delta, below, mean in step:
+            move, mean = scratch.exact(delta, mean)
+            sums += [torch.dot(move, mean), torch.dot(move, move), torch.dot(mean, mean)]
+            if metric:  # Δ has been used: its buffer takes Pḡ
+                move.view(below.shape).copy_(below)
+                torch.div(mean, move, out=move)
+            sums.append(torch.dot(move, mean) if metric else move.new_zeros(()))
         totals.append(torch.stack(sums).view(-1, 4).sum(0))
     return reduced(column_sums(fetched(totals), 4), reduce)
 

@@ -25,9 +25,22 @@ from torch import Tensor
 
 from toolbox.shell.errors import BadData, UsageProblem
 from toolbox.unlearning.geffect import depth_groups
-from toolbox.unlearning.products import Gradients, Reduce, column_sums, cosine, cosine_of, dot, pieces, tensor_products
+from toolbox.unlearning.products import (
+    Gradients,
+    Reduce,
+    column_sums,
+    cosine,
+    cosine_of,
+    dot,
+    pieces,
+    take_away,
+    tensor_products,
+)
 
 __all__ = ["Rectification", "RetainAverage", "cosine", "dot", "rectify", "scope_groups"]
+
+_SAFE = (1e-20, 1e30)
+"""Squared norms between which no product that matters leaves fp32's range."""
 
 
 class RetainAverage:
@@ -87,14 +100,10 @@ class RetainAverage:
         return {str(place): mean for place, mean in enumerate(self.tensors) if mean is not None}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` gave, in copies.
-
-        A tensor mapped from a file lies at any address, and fp32 sums over it may be rounded in another way: the events
-        of a resumed run would differ in their last digits.
-        """
+        """Take over what ``state`` gave; the next ``fold`` changes these tensors in place."""
         self.tensors = [None] * (1 + max(map(int, state), default=-1))
         for key, mean in state.items():
-            self.tensors[int(key)] = mean.to(self.dtype, copy=True)
+            self.tensors[int(key)] = mean.to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ class Rectification:
 
     ``dot`` ⟨g_u, ḡ⟩; ``cos`` of the angle between them; ``norm_forget`` ‖g_u‖; ``norm_retain`` ‖ḡ‖; ``rectified``:
     whether g_u was changed, with groups the share of them that was; ``coef`` c of g̃ = g_u − c·ḡ, None with groups;
-    ``norm_after`` ‖g̃‖ and ``cos_after`` cos(g̃, ḡ), measured on g̃; ``products`` ⟨g_u, ḡ⟩ of each tensor, before.
+    ``norm_after`` ‖g̃‖ by ‖g_u‖² − 2c⟨g_u, ḡ⟩ + c²‖ḡ‖²; ``cos_after`` cos(g̃, ḡ), whose product is measured on g̃, good to
+    some 1e-8; ``products`` ⟨g_u, ḡ⟩ of each tensor, before.
     """
 
     dot: float
@@ -145,15 +155,16 @@ def rectify(
     for number, row in zip(numbers, before, strict=True):
         members.setdefault(number, []).append(row)
     coefs = {number: _coefficient(*column_sums(rows, 3), cos_clip) for number, rows in members.items()}
-    touched = [place for place, number in enumerate(numbers) if apply and coefs[number]]
-    after = list(before)
-    if touched:
-        some = [gradients[place] for place in touched], [average[place] for place in touched]
-        rows = tensor_products(*some, reduce, [coefs[numbers[place]] for place in touched])
-        for place, row in zip(touched, rows, strict=True):
-            after[place] = row
+    taken = [coefs[number] if apply else 0.0 for number in numbers]
+    touched = [place for place, coef in enumerate(taken) if coef]
     product, forget, retain = column_sums(before, 3)
-    left, kept, _ = column_sums(after, 3)
+    left = [row[0] for row in before]
+    if touched:
+        some = ([values[place] for place in touched] for values in (gradients, average, taken))
+        quick = all(_SAFE[0] < square < _SAFE[1] for square in (forget, retain))
+        for place, measured in zip(touched, take_away(*some, reduce, quick), strict=True):
+            left[place] = measured
+    kept = max(0.0, math.fsum(g - c * (2 * gm - c * m) for c, (gm, g, m) in zip(taken, before, strict=True)))
     share = len({numbers[place] for place in touched}) / max(1, len(members))
     return Rectification(
         dot=product,
@@ -163,7 +174,7 @@ def rectify(
         rectified=bool(touched) if groups is None else share,
         coef=(coefs[0] if touched else 0.0) if groups is None else None,
         norm_after=math.sqrt(kept),
-        cos_after=cosine_of(left, kept, retain),
+        cos_after=cosine_of(math.fsum(left), kept, retain),
         products=tuple(row[0] for row in before),
     )
 
