@@ -45,7 +45,18 @@ def jobs(rows, tiny) -> dict[str, list[str | Path]]:
     return {
         "lm-tune": ["lm-tune", *common, forget],
         "satimp-unlearn": ["satimp-unlearn", *common, "--forget", forget, "--retain", retain, "--retain-batch", "5"],
-        "gru-unlearn": ["gru-unlearn", *common, "--forget", forget, "--retain", retain, "--weight-decay", "0"],
+        "gru-unlearn": [
+            "gru-unlearn",
+            *common,
+            "--forget",
+            forget,
+            "--retain",
+            retain,
+            "--weight-decay",
+            "0",
+            "--lr",
+            "0.03",
+        ],
     }
 
 

@@ -103,8 +103,8 @@ def _asking() -> Decorator:
         "unlearn-eval --model tuned --suite people --limit 8 --log tuned.log.json | jq -c .es",
         "unlearn-eval --model tuned --forget forget.jsonl --retain retain.jsonl --metrics es,prob",
         "unlearn-eval --from-log tuned.log.json --reference tuned.log.json | jq .forget_quality",
-        "unlearn-eval --model u1 --model u2 --suite people --metrics es,prob \\\n"
-        "    --uwc tuned --relearn 4 --quantize rtn4 --plot tradeoff.svg > scores.jsonl",
+        "unlearn-eval --model tuned --model unlearned --forget forget.jsonl --retain retain.jsonl \\\n"
+        "    --metrics es,prob --uwc tuned --relearn 1 --quantize rtn4 --plot tradeoff.svg > scores.jsonl",
     ],
 )
 @_inputs()

@@ -59,6 +59,6 @@ def run_record(source: ModelSource) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadData(f"not JSON: {error}", "restore or remove it", file=str(path)) from None
+    except (ValueError, RecursionError):
+        raise BadData("not valid JSON", "the model directory is damaged", file=str(path)) from None
     return record if isinstance(record, dict) else None

@@ -192,9 +192,6 @@ class Loop:
                 sums |= found
         except FloatingPointError as error:
             self._give_up(window.step, str(error))
-        for parameter in self.parameters:  # one that took no part has a gradient of 0, on one process and on many
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         report = self.objective.report(self._everywhere(sums), divisors)
         norm = self._clip()
         if not (math.isfinite(report["loss"]) and math.isfinite(norm)):

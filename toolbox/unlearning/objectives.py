@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolbox.models.chat import Encoded
-from toolbox.models.token_loss import TokenBatch, collate
+from toolbox.models.token_loss import HiddenState, TokenBatch, collate
 from toolbox.training.objective import Ground, Pass
 from toolbox.training.token_rows import TokenRows
 from toolbox.unlearning.losses import ForgetBatch, ForgetLoss, RetainLoss, retain_sum, retain_want
@@ -66,10 +66,11 @@ class UnlearnObjective(TokenRows):
         self._references: list[RowValues] = []
         weigh = (Pass("weigh", "forget", gradient=False),) if forget.measures else ()
         self.passes = (*(Pass(name, "retain") for name in self.terms), *weigh, Pass("forget", "forget"))
-        self._step = self._padded = self._tokens = 0
+        self._step = self._padded = self._tokens = self._rows = 0
 
     # -- the first model ----------------------------------------------------------------------------------------------
     def start(self, ground: Ground) -> None:
+        self.parameters = list(ground.parameters.values())
         if self.forget.reference:
             if self.reference is None:
                 self.reference = reference_nll(ground, list(chain(*self._answers())), self.pad_id)
@@ -142,6 +143,10 @@ class UnlearnObjective(TokenRows):
         if one.name == "weigh":
             assert sums is not None
             self.forget.measured(sums, self._rows)
+        if isinstance(self.forget.want, HiddenState):  # what lies above the layer has a gradient, 0, with any engine
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def report(self, sums: dict[str, Any], divisors: dict[str, float]) -> dict[str, Any]:
         forget = sums["forget"] / self._divisor(divisors["forget"])

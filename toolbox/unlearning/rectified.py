@@ -89,7 +89,6 @@ class GruObjective(UnlearnObjective):
     def start(self, ground: Ground) -> None:
         super().start(ground)
         self.ground = ground
-        self.parameters = list(ground.parameters.values())
         self.groups = scope_groups(list(ground.parameters), self.rectifier.scope)
         self.depths = depth_groups(list(ground.parameters))
 
