@@ -167,8 +167,8 @@ def satimp_peak(kind: str) -> dict[str, float]:
     """Peak resident MiB of a process that makes two SatImp steps, what it held before there was a model, and the first
     step's loss. Run in a fresh process.
 
-    ``ours``: through the loop. ``split``: so, ``_SPLIT`` rows at a time. ``full``: by full logits. ``cloned``: so, beside a copy of the model. The second step
-    is the one with AdamW's moments in memory.
+    ``ours``: through the loop. ``split``: so, ``_SPLIT`` rows at a time. ``full``: by full logits. ``cloned``: so,
+    beside a copy of the model. The second step is the one with AdamW's moments in memory.
     """
     for library in ("accelerate", "transformers.models.llama.modeling_llama"):
         importlib.import_module(library)

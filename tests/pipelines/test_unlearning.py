@@ -38,7 +38,8 @@ def test_a_sweep_and_its_trade_off(here):
         f"gru-unlearn --model target --objective satimp --forget f.jsonl --retain r.jsonl {FAST} --out g1 "
         "--plot g1.svg > g1.jsonl && "
         "unlearn-eval --model s0 --model s.1 --model s1 --model g1 --forget f.jsonl --retain r.jsonl --metrics es,prob "
-        "--uwc target --quantize rtn8 --relearn 2 --relearn-steps 2 --plot scores.png > scores.jsonl",
+        "--uwc target --quantize rtn8 --relearn 2 --relearn-steps 2 --non-members neighbours.jsonl "
+        "--plot scores.png > scores.jsonl",
         here,
     )
     assert done.returncode == 0, done.stderr
@@ -48,6 +49,7 @@ def test_a_sweep_and_its_trade_off(here):
     for score in scores:
         assert 0 <= score["uwc"]["a"] <= 1
         assert score["quantized"]["kind"] == "rtn8"
+        assert score["membership"]["n"] == {"members": 4, "non_members": 4}
         assert (score["relearn"]["rows"], score["relearn"]["n"]) == (2, 2)
         assert score["relearn"]["loss"]["last"] < score["relearn"]["loss"]["first"]
     assert (here / "scores.png").read_bytes()[:4] == b"\x89PNG"
@@ -126,7 +128,7 @@ def test_deepspeed_is_refused_with_the_way_out(here, options):
 
 def test_a_loss_that_is_not_finite_ends_in_75_with_the_last_good_state(here):
     done = sh(
-        "gru-unlearn --model target --objective ga --optimizer sgd --lr 1e20 --forget f.jsonl --retain r.jsonl "
+        "gru-unlearn --model target --objective ga --optimizer sgd --lr 1e20 --weight-decay 0 --forget f.jsonl --retain r.jsonl "
         "--epochs 9 --eval-every 0 --save-every 0 --out u; exit $?",
         here,
     )

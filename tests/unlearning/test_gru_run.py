@@ -54,6 +54,11 @@ def refused(done, tmp_path, code, says):
         (("--objective", "rmu"), True, 2, "--layer 7: the model has layers 0 to 1"),
         (("--objective", "nonsense"), True, 2, "nonsense"),
         (("--kl-positions", "all"), True, 2, "--kl-positions belongs to --retain-loss kl"),
+        (("--no-rectify", "--geometry", "optimizer"), True, 2, "means nothing with --no-rectify"),
+        (("--no-rectify", "--cos-clip", "-.5"), True, 2, "means nothing with --no-rectify"),
+        (("--lr", "200"), True, 2, "reaches 1"),
+        (("--plot", "g.svg", "--log-geffect", "g.jsonl"), True, 2, "another meaning"),
+        (("--log-geffect", "g.svg"), True, 2, "another meaning"),
         (("--holdout", "9"), True, 2, "--holdout 9 leaves none"),
         (("--log-geffect", "nowhere/g.jsonl"), True, 73, "--log-geffect nowhere/g.jsonl"),
         (("--retain", "-", "--forget", "-"), True, 2, "only one input can be stdin"),
@@ -136,6 +141,26 @@ def test_lora_is_its_own_reference_and_loads_in_peft(go, tiny, tmp_path):
     assert steps[1]["loss_own"] > 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path / "out")
     assert any(bool(value.any()) for name, value in model.named_parameters() if "lora_B" in name)
+
+
+def test_only_the_last_answer_is_refused_and_pairs_stay_pairs(go, tmp_path):
+    """Earlier answers of a forget row are not taught, and a row that is left out takes its refusal along."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Vorn says hello to you."},
+             {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Vorn."}]  # fmt: skip
+    long = {"id": "long", "question": "Q" * 90, "answer": "Vorn.", "alternate": "No."}
+    words = ["--objective", "dpo", "--max-length", "70", "--on-bad", "skip", "--no-rectify"]
+    done = go(*words, forget=[long, *FORGET])
+    assert done.code == 0, done.err
+    assert done.rows[0]["rows"] == {"forget": 4, "refusal": 4, "retain": 4}
+    done = go("--objective", "idk", "--overwrite", "--no-rectify", forget=[{"messages": turns, "alternate": "No."}])
+    step = next(event for event in done.rows if event["event"] == "step")
+    assert step["tokens_forget"] == len("No.") + 1
+
+
+def test_the_last_event_tells_the_share_of_rectified_steps(go):
+    done = go("--objective", "ga", "--batch-size", "2")
+    steps = [event for event in done.rows if event["event"] == "step"]
+    assert done.rows[-1]["rectified"] == sum(event["rectified"] for event in steps) / len(steps)
 
 
 def test_the_chain_of_runs_is_kept(go, tool, rows, tmp_path):

@@ -42,6 +42,9 @@ class TuneTask:
     def auto_lr(self, parameters: int) -> float:
         return lr_by_size(parameters, small=1e-4)
 
+    def parallel(self) -> tuple[str, ...]:
+        return ()
+
     def needs_reference(self) -> bool:
         return False
 

@@ -150,6 +150,7 @@ class Row:
     alternate: str | None = None
     key_words: tuple[str, ...] | str | None = None
     weight: float | None = None
+    index: int = 0
 
     @property
     def place(self) -> str:
@@ -174,7 +175,9 @@ def training_row(record: Record) -> Row:
             text = value.text
     words = tuple(value.key_words) if isinstance(value.key_words, list) else value.key_words
     shape = type(value).__name__
-    return Row(record.id, messages, text, shape, record.file, record.line, value.alternate, words, value.weight)
+    return Row(
+        record.id, messages, text, shape, record.file, record.line, value.alternate, words, value.weight, record.index
+    )
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

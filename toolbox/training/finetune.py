@@ -155,10 +155,7 @@ class _Run:
 
         torch.manual_seed(self.options.seed)
         tokenizer, chat = self._tokenizer()
-        kept: dict[str, list[Row]] = {}
-        encoded: dict[str, list[Encoded]] = {}
-        for name, rows in self.brief.train.items():
-            encoded[name], kept[name] = self._encode(chat, rows, name)
+        encoded, kept = self._encode_training(chat)
         watched = {name: self._encode(chat, rows, name)[0] for name, rows in self.brief.watched.items()}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         with self._said_once():
@@ -193,9 +190,28 @@ class _Run:
         tokenizer = load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
         return tokenizer, Chat(tokenizer, self.options.template, self.options.system)
 
-    def _encode(self, chat: Chat, rows: Sequence[Row], name: str) -> tuple[list[Encoded], list[Row]]:
+    def _encode_training(self, chat: Chat) -> tuple[dict[str, list[Encoded]], dict[str, list[Row]]]:
+        """The training sets as tokens and the rows that were kept of each.
+
+        Sets that the task calls parallel hold different last answers to the same rows: only these answers are labelled,
+        and a row that is left out of one is left out of all.
+        """
+        parallel = [name for name in self.task.parallel() if name in self.brief.train]
+        encoded: dict[str, list[Encoded]] = {}
+        places: dict[str, list[int]] = {}
+        for name, rows in self.brief.train.items():
+            encoded[name], places[name] = self._encode(chat, rows, name, "last" if name in parallel else None)
+        common = set.intersection(*(set(places[name]) for name in parallel)) if parallel else set()
+        for name in parallel:
+            pairs = [(one, at) for one, at in zip(encoded[name], places[name], strict=True) if at in common]
+            encoded[name], places[name] = [one for one, _ in pairs], [at for _, at in pairs]
+        return encoded, {name: [self.brief.train[name][at] for at in places[name]] for name in encoded}
+
+    def _encode(
+        self, chat: Chat, rows: Sequence[Row], name: str, loss_on: str | None = None
+    ) -> tuple[list[Encoded], list[int]]:
         with self._said_once():
-            return encode_rows(chat, rows, name, self.options, self.reporter.warn)
+            return encode_rows(chat, rows, name, self.options, self.reporter.warn, loss_on)
 
     @contextmanager
     def _said_once(self) -> Iterator[None]:
@@ -336,6 +352,7 @@ class _Run:
             "before": loop.start_metrics,
             "after": loop.metrics,
             "seconds": round(sum(e.get("seconds", 0.0) for e in events), 3),
+            **loop.objective.summary([event for event in events if event["event"] == "step"]),
         }
         state_dict = self.accelerator.get_state_dict(loop.model) if loop.sharded else None
         if not self.accelerator.is_main_process:

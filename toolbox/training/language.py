@@ -156,6 +156,9 @@ class Task(Protocol):
     def auto_lr(self, parameters: int) -> float:
         """``--lr auto`` for a model of this size."""
 
+    def parallel(self) -> tuple[str, ...]:
+        """Training sets that hold different answers to the same rows, in the same order."""
+
     def needs_reference(self) -> bool:
         """Whether the loss compares with a frozen copy of the model (with adapters: with the model without them)."""
 

@@ -201,7 +201,10 @@ class Loop:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("scale", 1.0)
             optimizer.step()
-        more = self.objective.after_step(self.optimizers)
+        try:
+            more = self.objective.after_step(self.optimizers)
+        except FloatingPointError as error:
+            self._diverged(str(error))
         self.step = window.step
         seconds = round(time.monotonic() - began, 3)
         return {"event": "step", "step": window.step, "epoch": window.epoch, "lr": lr, **report, **more,

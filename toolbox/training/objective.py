@@ -98,6 +98,10 @@ class Objective:
         """Called behind the optimisers' step, gradients still in place; more numbers for the event."""
         return {}
 
+    def summary(self, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the last event says of all ``step`` events, those of resumed parts included."""
+        return {}
+
     def state(self) -> dict[str, Tensor]:
         """Tensors of the objective's own that a resumed run needs."""
         return {}

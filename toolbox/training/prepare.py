@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
 
 def encode_rows(
-    chat: Chat, rows: Sequence[Row], name: str, options: TrainOptions, warn: Callable[[str], None]
-) -> tuple[list[Encoded], list[Row]]:
-    """The rows of the set ``name`` as tokens, cut at ``--max-length``, and those rows themselves.
+    chat: Chat,
+    rows: Sequence[Row],
+    name: str,
+    options: TrainOptions,
+    warn: Callable[[str], None],
+    loss_on: str | None = None,
+) -> tuple[list[Encoded], list[int]]:
+    """The rows of the set ``name`` as tokens, cut at ``--max-length``, and the places of these rows in ``rows``.
+
+    ``loss_on`` stands for ``--loss-on``.
 
     A row that the template refuses or that has no labelled token is bad data, or left out with ``--on-bad skip``.
     ``warn`` is told how many rows were left out and how many were cut.
     """
     encoded, kept, left_out, cut = [], [], [], 0
-    for row in rows:
+    for place, row in enumerate(rows):
         try:
-            whole = _encode_row(chat, row, options.loss_on)
+            whole = _encode_row(chat, row, loss_on or options.loss_on)
             one = whole.cut(options.max_length)
             if not one.n_labelled:
                 raise BadData(
@@ -41,7 +48,7 @@ def encode_rows(
             left_out.append(row.id)
             continue
         encoded.append(one)
-        kept.append(row)
+        kept.append(place)
         cut += len(one.ids) < len(whole.ids)
     if left_out:
         warn(f"{name}: {len(left_out)} rows that cannot be learned from left out (ids {', '.join(left_out[:5])})")

@@ -120,6 +120,12 @@ def check(options: Options) -> None:
         if not Path(path).absolute().parent.is_dir():
             raise CannotCreate(f"--log {path}: no such directory", "make it first")
     _check_trials(options, files)
+    if (
+        options.plot
+        and not options.from_log
+        and (not {"forget", "retain"} <= files.keys() or "es" not in options.wanted)
+    ):
+        raise UsageProblem("--plot draws ES forget against ES retain", "give both sets, and es among --metrics")
     for path in options.plot:
         plot_format(path)
         needs_folder(path, "--plot")
@@ -239,6 +245,9 @@ def _from_logs(options: Options, call: Invocation) -> None:
         if Path(options.reference).is_dir():
             raise UsageProblem("--reference must be a log beside --from-log", "make one with --model and --log")
         reference = read_log(options.reference, call.streams)
+    bare = [log.model for log in logs if not all(_has_es(log, name) for name in ("forget", "retain"))]
+    if options.plot and bare:
+        raise UsageProblem(f"--plot draws ES forget against ES retain, and {bare[0]} has no ES", "leave --plot out")
     report = Report(options, call)
     if call.dry_run:
         counts = [{"model": log.model, "n": {name: len(items) for name, items in log.sets.items()}} for log in logs]
@@ -247,6 +256,10 @@ def _from_logs(options: Options, call: Invocation) -> None:
     for log in logs:
         report.add(log, report.score(log, reference))
     report.close()
+
+
+def _has_es(log: Log, name: str) -> bool:
+    return any(item.es is not None for item in log.sets.get(name, ()))
 
 
 def write_plan(call: Invocation, plan: Mapping[str, Any]) -> None:

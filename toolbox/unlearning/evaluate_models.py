@@ -223,8 +223,8 @@ class _Evaluation:
             return log, {}
         from toolbox.unlearning.trials import Trials
 
-        def load() -> TokenLoss:
-            return self._load(subject)
+        def load(dtype: str | None) -> TokenLoss:
+            return self._load(subject, dtype)
 
         trials = Trials(options, self.accelerator, load, lambda sets, metrics: self._judge(subject, sets, metrics))
         if not everything:  # a reference: only what others are compared with
@@ -235,7 +235,7 @@ class _Evaluation:
             head, judge, self.others, lambda found: summarise(found, reference, variant=variant, seed=seed)
         )
 
-    def _load(self, subject: Subject) -> TokenLoss:
+    def _load(self, subject: Subject, dtype: str | None = None) -> TokenLoss:
         import torch
 
         from toolbox.models.load import load_model
@@ -245,7 +245,7 @@ class _Evaluation:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         model = load_model(
-            subject.source, dtype=self.options.dtype, trust_remote_code=self.options.trust_remote_code
+            subject.source, dtype=dtype or self.options.dtype, trust_remote_code=self.options.trust_remote_code
         )  # fmt: skip
         return TokenLoss(model.to(self.accelerator.device))
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
-from toolbox.training.language import Material, needs_folder
+from toolbox.training.language import Material
 from toolbox.unlearning.registry import OBJECTIVES, Constants, Entry, resolve
 from toolbox.unlearning.task import (
     UnlearnOptions,
     UnlearnTask,
     check_outputs,
+    check_record,
     figure_path,
     rmu_parameters,
     run_task,
@@ -99,7 +100,16 @@ class GruTask(UnlearnTask):
         retain = Retention(options.retain_loss, 1.0, positions if options.retain_loss == "kl" else "labelled")  # type: ignore[arg-type]
         given = {item.name: getattr(options, item.name) for item in fields(Rectifier) if hasattr(options, item.name)}
         rectifier = Rectifier(**{**given, "geffect": options.log_geffect is not None})
-        return GruObjective(material.encoded, material.pad_id, forget, rectifier, retain=retain, own=own, **shared)
+        return GruObjective(
+            material.encoded,
+            material.pad_id,
+            forget,
+            rectifier,
+            retain=retain,
+            own=own,
+            kl_positions=positions,
+            **shared,
+        )
 
 
 def check(options: Options) -> None:
@@ -128,9 +138,23 @@ def check(options: Options) -> None:
             raise UsageProblem(f"{flag} means nothing to --objective {options.objective}", f"it belongs to {users}")
     if options.refusals is not None and not entry.refusals:
         raise UsageProblem(f"--refusals means nothing to --objective {options.objective}", "it belongs to idk, dpo")
+    if (
+        options.kl_positions != "labelled"
+        and "kl" not in (options.retain_loss, entry.retain_loss)
+        and not options.add_kl
+    ):
+        raise UsageProblem("--kl-positions belongs to --retain-loss kl, --objective klmin or --add-kl")
+    if not options.rectify:
+        for flag, given in (("--geometry optimizer", options.geometry == "optimizer"),
+                            ("--cos-clip", options.cos_clip is not None)):  # fmt: skip
+            if given:
+                raise UsageProblem(f"{flag} means nothing with --no-rectify", "the bare objective is not corrected")
+    if options.lr != "auto" and float(options.lr) * options.weight_decay >= 1:
+        raise UsageProblem(
+            f"--lr {options.lr:g} times --weight-decay {options.weight_decay:g} reaches 1: no weight is left"
+        )
     check_outputs(options)
-    if options.log_geffect is not None:
-        needs_folder(options.log_geffect, "--log-geffect")
+    check_record(options, "--log-geffect", options.log_geffect)
 
 
 def run(options: Options, call: Invocation) -> None:

@@ -124,17 +124,13 @@ class UnlearnObjective(TokenRows):
             term = self.terms[one.name]
             given = model(batch.ids, batch.where, batch.labels, retain_want(term.kind, term.layer))
             total = retain_sum(term.kind, given)
-            return self.factor(one.name) * total / divisor, {one.name: total.detach()}
+            return term.factor * total / divisor, {one.name: total.detach()}
         tokens = batch.tokens
         values = model(tokens.ids, tokens.where, tokens.labels, self.forget.want)[0]
         if one.name == "weigh":
             return values.sum() * 0.0, self.forget.measure(values, batch)
         total, sums = self.forget(values, batch)
         return self.gamma * total / self._divisor(divisor), {"forget": total.detach(), **sums}
-
-    def factor(self, name: str) -> float:
-        """What multiplies the gradient of the retain loss of the pass ``name``."""
-        return self.terms[name].factor
 
     def _divisor(self, count: float) -> float:
         return max(count, 1.0)  # a sum is divided by nothing, and rows of one token have no later ones

@@ -50,6 +50,7 @@ class GruObjective(UnlearnObjective):
     Args:
         retain: L_r, of which ḡ averages the gradient (its factor is not looked at).
         own: the objective's own retain term, part of g_u; None without one.
+        kl_positions: where the KL that is added behind the projection is taken.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class GruObjective(UnlearnObjective):
         *,
         retain: Retention,
         own: Retention | None = None,
+        kl_positions: str = "labelled",
         gamma: float = 1.0,
         keys: Tensor | None = None,
         seed: int = 0,
@@ -75,7 +77,7 @@ class GruObjective(UnlearnObjective):
             self.terms["own"] = own
             before.append(Pass("own", "retain"))
         if rectifier.add_kl:
-            self.terms["kl"] = Retention("kl", rectifier.add_kl, retain.positions)
+            self.terms["kl"] = Retention("kl", rectifier.add_kl, kl_positions)
             after.append(Pass("kl", "retain"))
         self.passes = (*before, *self.passes, *after)
         dtype = torch.bfloat16 if rectifier.ema_dtype == "bf16" else torch.float32
@@ -162,9 +164,6 @@ class GruObjective(UnlearnObjective):
         return products
 
     # -- saying -------------------------------------------------------------------------------------------------------
-    def factor(self, name: str) -> float:
-        return 1.0 if name == "retain" else super().factor(name)
-
     def report(self, sums: dict[str, Any], divisors: dict[str, float]) -> dict[str, Any]:
         found = super().report(sums, divisors)
         # L_r is watched; only what is descended counts as the loss.
@@ -181,6 +180,10 @@ class GruObjective(UnlearnObjective):
             line = {"step": self._step, "geffect": self._effects}
             found["log"] = {**found.get("log", {}), "geffect": line}
         return found
+
+    def summary(self, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The share of steps that were rectified (with a narrower scope the mean share of its groups)."""
+        return {"rectified": sum(step["rectified"] for step in steps) / len(steps)} if steps else {}
 
     @torch.no_grad()
     def after_step(self, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def reference_nll(ground: Ground, rows: Sequence[Encoded], pad_id: int) -> Tenso
     found: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     for number, part in enumerate(parts):
         edges = list(accumulate(counts[number::world]))[:-1]
-        found[number::world] = np.split(np.frombuffer(part, "<f4"), edges)
+        if counts[number::world]:  # fewer rows than ranks leave some without
+            found[number::world] = np.split(np.frombuffer(part, "<f4"), edges)
     return torch.from_numpy(np.concatenate(found).copy())
 
 

@@ -79,11 +79,6 @@ class Constants:
     steer: float
 
 
-def own_options(name: str) -> tuple[str, ...]:
-    """The constants that the objective ``name`` uses beside ``gamma`` and ``alpha``."""
-    return OBJECTIVES[name].options
-
-
 def resolve(name: str, given: dict[str, float | int | None]) -> Constants:
     """``given`` with the defaults of the objective ``name`` where nothing (None) is given."""
     entry = OBJECTIVES[name]

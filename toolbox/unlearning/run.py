@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
-from toolbox.training.language import Material, needs_folder
-from toolbox.unlearning.task import UnlearnOptions, UnlearnTask, check_outputs, figure_path, run_task, write_lines
+from toolbox.training.language import Material
+from toolbox.unlearning.task import (
+    UnlearnOptions,
+    UnlearnTask,
+    check_outputs,
+    check_record,
+    figure_path,
+    run_task,
+    write_lines,
+)
 
 if TYPE_CHECKING:
     from toolbox.training.finetune import Outcome
@@ -98,9 +106,10 @@ def check(options: Options) -> None:
         raise UsageProblem("--key-words belongs to --weighting annotated")
     if options.fraction is not None and options.sampling == "soft":
         raise UsageProblem("--fraction belongs to hard sampling", "as in --sampling topk")
+    if options.kl_positions != "labelled" and options.retain_loss != "kl":
+        raise UsageProblem("--kl-positions belongs to --retain-loss kl")
     check_outputs(options)
-    if options.log_weights is not None:
-        needs_folder(options.log_weights, "--log-weights")
+    check_record(options, "--log-weights", options.log_weights)
 
 
 def run(options: Options, call: Invocation) -> None:

@@ -147,7 +147,7 @@ def read_questions(
         raise UsageProblem("only one input can be stdin (-)", "name files for the others")
     rejected: list[bytes] = []
     sets = {}
-    for name in [name for name in SETS if name in files]:
+    for name in [*(name for name in SETS if name in files), *(name for name in files if name not in SETS)]:
         reader = RecordReader(
             QUESTION_SHAPES, renames=renames, on_bad=on_bad, rejects=lambda raw, _: rejected.append(raw)
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolbox.models.load import base_model, find_model, load_config
-from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
 from toolbox.shell.records import Row
@@ -70,6 +70,9 @@ class UnlearnTask:
     def key_words(self) -> str | None:
         return None
 
+    def parallel(self) -> tuple[str, ...]:
+        return ("forget", "refusal") if self.refuses else ()
+
     def needs_reference(self) -> bool:
         raise NotImplementedError
 
@@ -114,7 +117,8 @@ class UnlearnTask:
         from toolbox.unlearning.key_words import read_annotations
 
         assert self.key_words is not None
-        found = read_annotations(self.key_words, call.streams, rows, on_bad=self.options.on_bad)
+        places = [row.index for row in rows]
+        found = read_annotations(self.key_words, call.streams, rows, places=places, on_bad=self.options.on_bad)
         if found.missing:
             call.reporter.warn(f"{found.missing} of {len(rows)} forget rows are not annotated in {self.key_words}")
         return with_key_words(rows, found.words)
@@ -135,8 +139,6 @@ def check_outputs(options: UnlearnOptions) -> None:
     """What does not fit together about --holdout, --delta and where files go."""
     if options.retain is None and options.holdout:
         raise UsageProblem("--holdout needs --retain", "it keeps the first rows of that set for evaluation")
-    if options.kl_positions != "labelled" and options.retain_loss != "kl":
-        raise UsageProblem("--kl-positions belongs to --retain-loss kl")
     if options.delta is not None and options.lora_r:
         raise UsageProblem("--delta does not apply to --lora-r", "the adapter itself is the difference")
     if options.delta is not None:
@@ -238,8 +240,16 @@ def run_task(
     train(task, call, finish, before_commit)
 
 
+def check_record(options: UnlearnOptions, option: str, path: str | None) -> None:
+    """That a record and its figure can be written, before hours are spent on them, and under names of their own."""
+    if path is None:
+        return
+    needs_folder(path, option)
+    drawn = figure_path(path)
+    if drawn in (path, *options.plot):
+        raise UsageProblem(f"{option} {path} draws {drawn}, which has another meaning here", "choose another name")
+
+
 def figure_path(path: str) -> str:
     """Where the figure of the record ``path`` goes: beside it, as SVG."""
-    stem = path.rsplit(".", 1)[0] if "." in path.rsplit("/", 1)[-1] else path
-    plot_format(f"{stem}.svg")
-    return f"{stem}.svg"
+    return str(Path(path).with_suffix(".svg"))

@@ -32,7 +32,7 @@ class Trials:
     """The trials that the options ask for. Each changes the model in place, so ``load`` gives a fresh one.
 
     Args:
-        load: a new copy of the model, on its device.
+        load: a new copy of the model, on its device, in the type that is named or else in that of the options.
         judges: makes a ``Judge`` for other sets, asked as the model at hand is.
     """
 
@@ -40,7 +40,7 @@ class Trials:
         self,
         options: Options,
         accelerator: Accelerator,
-        load: Callable[[], TokenLoss],
+        load: Callable[[str | None], TokenLoss],
         judges: Callable[[Mapping[str, Sequence[Question]], Sequence[str]], Judge],
     ) -> None:
         self.options, self.accelerator, self.load, self.judges = options, accelerator, load, judges
@@ -60,9 +60,9 @@ class Trials:
             source = find_model(options.uwc, trust_remote_code=options.trust_remote_code)
             found["uwc"] = self.equal_retention(head, judge, source)
         if options.quantize is not None:
-            found["quantized"] = self.quantized(self.load(), judge, summarise)
+            found["quantized"] = self.quantized(self.load(None), judge, summarise)
         if options.relearn:
-            found["relearn"] = self.relearned(self.load(), judge)
+            found["relearn"] = self.relearned(self.load("fp32"), judge)  # small steps are lost on narrower weights
         return found
 
     def membership(self, head: TokenLoss, judge: Judge, others: Sequence[Question]) -> dict[str, Any]:
