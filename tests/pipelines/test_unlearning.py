@@ -128,8 +128,8 @@ def test_deepspeed_is_refused_with_the_way_out(here, options):
 
 def test_a_loss_that_is_not_finite_ends_in_75_with_the_last_good_state(here):
     done = sh(
-        "gru-unlearn --model target --objective ga --optimizer sgd --lr 1e20 --weight-decay 0 --forget f.jsonl --retain r.jsonl "
-        "--epochs 9 --eval-every 0 --save-every 0 --out u; exit $?",
+        "gru-unlearn --model target --objective ga --optimizer sgd --lr 1e20 --weight-decay 0 --epochs 9 "
+        "--forget f.jsonl --retain r.jsonl --eval-every 0 --save-every 0 --out u; exit $?",
         here,
     )
     assert done.returncode == 75, done.stderr
