@@ -12,13 +12,13 @@ found() { for file in "$data/$1.json" "$data/$1.json.gz"; do [ -e "$file" ] && e
 
 for name in full retain90; do
     lm-tune --model "$model" --out "$out/$name" --resume --epochs 5 --batch-size 32 --weight-decay .01 --warmup .2 \
-        "${launch[@]}" "$(found $name)" > "$out/$name.jsonl"
+        "${launch[@]}" "$(found $name)" > /dev/null
 done
 unlearn() { # NAME COMMAND OPTIONS...
     local name=$1 command=$2
     shift 2
     "$command" --model "$out/full" --forget "$(found forget10)" --retain "$(found retain90)" --holdout 400 \
-        --out "$out/$name" --resume "${launch[@]}" "$@" > "$out/$name.jsonl"
+        --out "$out/$name" --resume "${launch[@]}" "$@" > /dev/null
 }
 unlearn satimp satimp-unlearn
 for objective in ga npo simnpo wga graddiff; do

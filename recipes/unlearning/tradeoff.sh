@@ -17,14 +17,14 @@ demo.take_people(Path(sys.argv[2]))
 PYTHON
 
 lm-tune --model smollm2 --out "$out/target" --resume --epochs 6 --batch-size 8 --lr 2e-4 --weight-decay 0 \
-    --eval-every 0 --quiet "$out/people.jsonl" > "$out/tune.jsonl"
+    --eval-every 0 --quiet "$out/people.jsonl" > /dev/null
 
 models=()
 unlearn() { # NAME COMMAND OPTIONS...
     local name=$1 command=$2
     shift 2
     "$command" --model "$out/target" --forget "$out/forget.jsonl" --retain "$out/retain.jsonl" --epochs 3 \
-        --batch-size 4 --weight-decay 0 --eval-every 0 --quiet --out "$out/$name" --resume "$@" > "$out/$name.jsonl"
+        --batch-size 4 --weight-decay 0 --eval-every 0 --quiet --out "$out/$name" --resume "$@" > /dev/null
     models+=(--model "$out/$name")
 }
 for beta2 in 0 .1 1; do unlearn "satimp-beta2-$beta2" satimp-unlearn --beta2 "$beta2"; done

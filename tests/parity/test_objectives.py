@@ -10,6 +10,7 @@ import torch
 from tests.tiny import tiny_model
 from toolbox.models.chat import Encoded
 from toolbox.models.token_loss import TokenLoss
+from toolbox.shell.errors import TryAgain
 from toolbox.training.loop import Loop, LoopSettings
 from toolbox.training.processes import start_processes
 from toolbox.training.windows import Plan, Stream
@@ -398,3 +399,14 @@ def test_the_average_is_part_of_the_state():
     fresh.load_state(kept)
     for one, two in zip(made.average.tensors, fresh.average.tensors, strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_average():
+    model = double_model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    made = gru("ga")
+    with pytest.raises(TryAgain, match="the retain gradient is not finite"):
+        run(model, model, made)
+    assert made.average.tensors == []
+    assert not made.ahead

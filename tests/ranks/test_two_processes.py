@@ -87,8 +87,8 @@ def test_processes_and_micro_batches_do_not_show(jobs, name, tmp_path, tiny, too
         split, _ = fast(tmp_path / f"micro{size}", "--micro-batch", size)
         assert difference(alone, split) <= 1e-6
     losses = [[e["loss"] for e in run_events if e["event"] == "step"] for run_events in (events, launched, flagged)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
-    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6, rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6, rel=1e-5)
 
 
 def test_a_worker_exit_code_survives_j_and_is_said_once(tmp_path, tiny):
@@ -102,9 +102,11 @@ def test_a_worker_exit_code_survives_j_and_is_said_once(tmp_path, tiny):
     assert not (tmp_path / "o").exists()
 
 
-def test_more_ranks_than_rows_still_agree(rows, tiny, tmp_path):
+@pytest.mark.parametrize("command", ["lm-tune", "gru-unlearn"])
+def test_more_ranks_than_rows_still_agree(rows, tiny, tmp_path, command):
     one_row = rows("one.jsonl", UNEQUAL[:1])
-    words = [BIN / "lm-tune", "--model", tiny, "--optimizer", "sgd", "--lr", "0.3", "--epochs", "2", one_row]
+    data = [one_row] if command == "lm-tune" else ["--forget", one_row, "--retain", rows("keep.jsonl", RETAIN[:1])]
+    words = [BIN / command, "--model", tiny, "--optimizer", "sgd", "--lr", "0.03", "--epochs", "2", *data]
     alone, _ = run(words, tmp_path / "a")
     config = ROOT / "recipes/accelerate/cpu2.yaml"
     two, events = run([*words, "--accelerate", config], tmp_path / "b")

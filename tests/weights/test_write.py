@@ -285,7 +285,7 @@ def test_a_copy_of_large_weights_takes_the_memory_of_a_few_tensors(tmp_path):
     with open_weights(tmp_path / "a") as weights:
         copy = {name: watched(item) for name, item in weights.lazy().items()}
         write_sharded(tmp_path / "b", copy)
-    assert peak < 4 * size
+    assert peak < 6 * size
     with open_weights(tmp_path / "a") as a, open_weights(tmp_path / "b") as b:
         assert [(int(a[f"{n}"][0]), int(b[f"{n}"][0]), int(b[f"{n}"][-1])) for n in range(count)] == [
             (n + 1, n + 2, n) for n in range(count)

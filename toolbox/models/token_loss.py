@@ -91,6 +91,7 @@ class TokenLoss(nn.Module):
         self.reference = reference
         if not plain_head(_base(model)):
             raise UsageProblem("the language-model head must be a plain linear layer", "leave it out of --lora-targets")
+        _check_head(_base(model))
 
     def forward(
         self, ids: Tensor, where: Tensor, labels: Tensor, want: SoftTarget | HiddenState | None = None
@@ -141,6 +142,27 @@ class TokenLoss(nn.Module):
 
 def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.no_grad()
+def _check_head(model: Any) -> None:
+    """That the model's logits are those of ``Head``: some architectures scale or cap them in ways of their own.
+
+    Raises: UsageProblem where they differ by more than rounding.
+    """
+    training = model.training
+    model.eval()
+    try:
+        ids = torch.arange(2, device=model.get_output_embeddings().weight.device)[None]
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ours, theirs = Head.of(model).logits(hidden), model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        model.train(training)
+    if not torch.allclose(ours, theirs.to(ours.dtype), rtol=0.02, atol=0.02 * float(theirs.abs().max())):
+        raise UsageProblem(
+            f"{type(model).__name__} changes its logits behind the head in a way that is not known here",
+            "use a model whose head is a linear layer, a scale or a soft cap",
+        )
 
 
 def _states(model: nn.Module, ids: Tensor, where: Tensor) -> tuple[Tensor, Head]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from toolbox.models.facts import weights_digest
-from toolbox.models.load import ModelSource
+from toolbox.models.load import ModelSource, base_model
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, CannotCreate, UsageProblem
 from toolbox.shell.files import sha256_file
@@ -248,11 +248,23 @@ def fingerprint(
         if item.name not in NOT_DECIDING | _FREE_ON_RESUME
     }
     marks |= {f"data ({name})": sha for name, sha in digests.items()}
-    if source.kind in ("directory", "adapter"):
-        marks[WEIGHTS] = weights_digest(source)
+    marks |= _weights_marks(source, options)
     if Path(options.template).is_file():
         marks["template (its text)"] = sha256_file(options.template)
     return marks | {PROCESSES: processes, "command": call.command}
+
+
+def _weights_marks(source: ModelSource, options: TrainOptions) -> dict[str, Any]:
+    """Digests of the weights a run begins from; a model on the hub and the embedded one are known by their names."""
+    if source.kind == "gguf":
+        return {WEIGHTS: sha256_file(str(source.path))}
+    if source.kind not in ("directory", "adapter"):
+        return {}
+    marks: dict[str, Any] = {WEIGHTS: weights_digest(source)}
+    if source.kind == "adapter":
+        base = base_model(source, trust_remote_code=options.trust_remote_code)
+        marks |= {f"base {name}": value for name, value in _weights_marks(base, options).items()}
+    return marks
 
 
 @dataclass(frozen=True)

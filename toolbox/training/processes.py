@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -43,6 +44,9 @@ def start_processes(
     if len(accelerator.log_with) < len(set(trackers)):
         here = ", ".join(getattr(one, "value", str(one)) for one in accelerator.log_with) or "none"
         raise UsageProblem(f"--tracker {', '.join(trackers)}: its package is missing (here: {here})", "pip install it")
+    if accelerator.num_processes > 1:
+        # Threads of a process group that outlive Python end its process with an abort.
+        atexit.register(_leave)
     wanted = os.environ.get(WORKER) or os.environ.get("WORLD_SIZE")
     if wanted and int(wanted) != accelerator.num_processes:
         here = accelerator.num_processes
@@ -51,6 +55,11 @@ def start_processes(
     if wants_fsdp and accelerator.distributed_type != DistributedType.FSDP:
         raise Unavailable("FSDP was asked for but is not active (it needs GPUs)", "use ddp.yaml or cpu2.yaml")
     return accelerator
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def broadcast_bytes(accelerator: Accelerator, payload: bytes | None) -> bytes:

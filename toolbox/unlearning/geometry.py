@@ -68,6 +68,8 @@ def step_delta(parameter: Tensor, optimizer: Optimizer, group: dict[str, Any], a
     _check(optimizer, group)
     rate = float(group["lr"])
     kept = 1 - rate * group["weight_decay"]
+    if kept == 0:
+        raise FloatingPointError("the learning rate times the weight decay is 1, which leaves nothing of the weights")
     if isinstance(optimizer, SGD):
         for theta, gradient, mean in pieces(_local(parameter), _local(parameter.grad), average):
             one = torch.ones_like(theta)

@@ -149,10 +149,6 @@ def check(options: Options) -> None:
                             ("--cos-clip", options.cos_clip is not None)):  # fmt: skip
             if given:
                 raise UsageProblem(f"{flag} means nothing with --no-rectify", "the bare objective is not corrected")
-    if options.lr != "auto" and float(options.lr) * options.weight_decay >= 1:
-        raise UsageProblem(
-            f"--lr {options.lr:g} times --weight-decay {options.weight_decay:g} reaches 1: no weight is left"
-        )
     check_outputs(options)
     check_record(options, "--log-geffect", options.log_geffect)
 

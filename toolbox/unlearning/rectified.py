@@ -119,11 +119,17 @@ class GruObjective(UnlearnObjective):
         elif one.name == "forget":
             self._project()
 
+    def _check_finite(self, gradients: Sequence[Tensor | None]) -> None:
+        """FloatingPointError, on all ranks alike, before ḡ takes in what is not finite."""
+        norm = torch.nn.utils.get_total_norm([one for one in gradients if one is not None])
+        if self.ground.reduce([float(not norm.isfinite())])[0]:
+            raise FloatingPointError("the retain gradient is not finite")
+
     def _fold(self) -> None:
         """Take g_r into ḡ; what stays in ``.grad`` is where g_u begins."""
         gradients = self._gradients()
         rectifier = self.rectifier
-        cosine(gradients, gradients, reduce=self.ground.reduce)  # not finite: given up before ḡ has seen it
+        self._check_finite(gradients)
         self.ahead = True
         self.average.fold(gradients)
         self._fresh = cosine(gradients, self.average.tensors, reduce=self.ground.reduce)

@@ -21,27 +21,47 @@ from toolbox.unlearning.task import (
 if TYPE_CHECKING:
     from toolbox.training.finetune import Outcome
 
+DEFAULTS = {"beta1": 5.0, "beta2": 0.1, "group_size": 10, "instance_prob": "sum", "soft_p": 1.0, "beta": 0.1}
+"""Of options that belong to one variant alone."""
+
+BELONGS = {
+    "beta1": ("weighting", ("satimp", "simsat")),
+    "beta2": ("weighting", ("satimp", "simimp")),
+    "key_words": ("weighting", ("annotated",)),
+    "group_size": ("granularity", ("group",)),
+    "instance_prob": ("granularity", ("instance", "batch")),
+    "fraction": ("sampling", ("topk", "bottomk", "random")),
+    "soft_p": ("sampling", ("random",)),
+    "beta": ("base", ("npo",)),
+}
+"""Which variants an option means something to."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(UnlearnOptions):
     """satimp-unlearn's options."""
 
     weighting: str = "satimp"
-    beta1: float = 5.0
-    beta2: float = 0.1
+    beta1: float | None = None
+    beta2: float | None = None
     gamma: float = 1.0
     alpha: float = 0.1
     granularity: str = "token"
-    group_size: int = 10
-    instance_prob: str = "sum"
+    group_size: int | None = None
+    instance_prob: str | None = None
     sampling: str = "soft"
     fraction: float | None = None
-    soft_p: float = 1.0
+    soft_p: float | None = None
     reduction: str = "token"
     base: str = "ga"
-    beta: float = 0.1
+    beta: float | None = None
     key_words: str | None = None
     log_weights: str | None = None
+
+    def chosen(self, name: str) -> Any:
+        """An option of one variant alone: what is given, else its default."""
+        given = getattr(self, name)
+        return DEFAULTS[name] if given is None else given
 
 
 @dataclass(frozen=True)
@@ -70,16 +90,16 @@ class SatImpTask(UnlearnTask):
 
         options = self.options
         forget = Ascent(
-            Weighting(options.weighting, options.beta1, options.beta2),
+            Weighting(options.weighting, options.chosen("beta1"), options.chosen("beta2")),
             granularity=options.granularity,  # type: ignore[arg-type]
-            group_size=options.group_size,
-            instance_prob=options.instance_prob,  # type: ignore[arg-type]
+            group_size=options.chosen("group_size"),
+            instance_prob=options.chosen("instance_prob"),
             sampling=options.sampling,  # type: ignore[arg-type]
             fraction=FRACTIONS.get(options.sampling, 1.0) if options.fraction is None else options.fraction,
-            soft_p=options.soft_p,
+            soft_p=options.chosen("soft_p"),
             reduction=options.reduction,  # type: ignore[arg-type]
             base=options.base,  # type: ignore[arg-type]
-            beta=options.beta,
+            beta=options.chosen("beta"),
             histogram=options.log_weights is not None,
         )
         retain = Retention(options.retain_loss, options.alpha, options.kl_positions) if self.retains else None  # type: ignore[arg-type]
@@ -102,10 +122,13 @@ def check(options: Options) -> None:
         raise UsageProblem(
             f"--weighting annotated marks tokens, --granularity {options.granularity} weighs rows", "use token or group"
         )
-    if options.key_words is not None and options.weighting != "annotated":
-        raise UsageProblem("--key-words belongs to --weighting annotated")
-    if options.fraction is not None and options.sampling == "soft":
-        raise UsageProblem("--fraction belongs to hard sampling", "as in --sampling topk")
+    for name, (option, values) in BELONGS.items():
+        chosen = getattr(options, option)
+        if getattr(options, name) is not None and chosen not in values:
+            flags = f"--{name.replace('_', '-')}", f"--{option}"
+            raise UsageProblem(
+                f"{flags[0]} means nothing to {flags[1]} {chosen}", f"it belongs to {flags[1]} {', '.join(values)}"
+            )
     if options.kl_positions != "labelled" and options.retain_loss != "kl":
         raise UsageProblem("--kl-positions belongs to --retain-loss kl")
     check_outputs(options)
