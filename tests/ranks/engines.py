@@ -7,6 +7,7 @@ not switch FSDP on for CPUs, so the model is sharded here, by what accelerate wo
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -115,6 +116,7 @@ def main(engine: str, out: Path) -> None:
         if accelerator.is_main_process:
             save_file(found, out / f"{engine} {name}.safetensors")
     accelerator.wait_for_everyone()
+    os._exit(0)  # gloo's threads at times abort a process that ends by itself
 
 
 if __name__ == "__main__":
