@@ -54,7 +54,7 @@ unlearn-tofu-small: $(STAMP)  ## TOFU in small: tune on 8 + 8 rows, forget 8 by 
 unlearn-tradeoff: $(STAMP)  ## forgotten against kept, over the settings of SatImp, gradient ascent and GRU
 	$(RUN) bash recipes/unlearning/tradeoff.sh
 
-unlearn-people: $(STAMP)  ## the table of methods on the embedded people (about an hour)
+unlearn-people: $(STAMP)  ## the table of methods on the embedded people
 	$(RUN) bash recipes/unlearning/people-table.sh
 
 unlearn-sequence: $(STAMP)  ## three requests one after another (DATA=a folder with forget.json and neighbor.json)

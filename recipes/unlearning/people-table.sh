@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ten methods on the embedded people (24 invented people, 16 rows to forget), judged with everything unlearn-eval has
-# (about an hour on two cores; what is there already is not made again; events are in each model's events.jsonl).
+# Methods on the embedded people (24 invented people, 16 rows to forget), judged with everything unlearn-eval has
+# (what is there already is not made again; events are in each model's events.jsonl).
 #   recipes/unlearning/people-table.sh [OUT]        or: make unlearn-people
 set -euo pipefail
 out=${1:-demo/people}

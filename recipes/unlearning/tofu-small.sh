@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TOFU in small: tune SmolLM2 on 8 + 8 rows, then forget the first 8 by five methods (about ten minutes on two cores).
+# TOFU in small: tune SmolLM2 on 8 + 8 rows, then forget the first 8 by five methods.
 #   recipes/unlearning/tofu-small.sh FOLDER-WITH-TOFU [OUT] [SEED]        or: make unlearn-tofu-small DATA=FOLDER
 # TOFU's files: https://huggingface.co/datasets/locuslab/TOFU (forget01.json, retain90.json.gz or retain90.json).
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The trade-off: ES forget against ES retain, over alpha and beta2 of SatImp and over the learning rate of gradient ascent
-# with and without rectification, on eight of the embedded people (about twenty minutes on two cores).
+# with and without rectification, on eight of the embedded people.
 #   recipes/unlearning/tradeoff.sh [OUT]        or: make unlearn-tradeoff
 set -euo pipefail
 out=${1:-demo/tradeoff}

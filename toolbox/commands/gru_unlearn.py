@@ -18,10 +18,9 @@ OBJECTIVES = (
 
 def schema() -> dict[str, Any]:
     """JSON Schemas of the rows read and the events written."""
-    from toolbox.shell.records import TRAINING_SHAPES, json_schema
-    from toolbox.training.events import EVENTS
+    from toolbox.training.events import trainer_schema
 
-    return {"input": json_schema(TRAINING_SHAPES), "output": json_schema(EVENTS)}
+    return trainer_schema()
 
 
 def _method() -> Decorator:

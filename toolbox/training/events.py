@@ -76,4 +76,11 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event"):
     seconds: float
 
 
+def trainer_schema() -> dict[str, Any]:
+    """JSON Schemas of the rows that a trainer of language models reads and of the events that it writes."""
+    from toolbox.shell.records import TRAINING_SHAPES, json_schema
+
+    return {"input": json_schema(TRAINING_SHAPES), "output": json_schema(EVENTS)}
+
+
 EVENTS: tuple[type[msgspec.Struct], ...] = (PlanEvent, StartEvent, ResumeEvent, StepEvent, EvalEvent, DoneEvent)
