@@ -64,4 +64,4 @@ unlearn-tofu: $(STAMP)  ## the full benchmark, for a GPU (DATA=the folder with T
 	$(RUN) bash recipes/unlearning/tofu.sh "$(DATA)"
 
 clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl
+	rm -rf demo bench/results.jsonl bench/.venv-forgetium

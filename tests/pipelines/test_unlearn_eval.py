@@ -154,19 +154,29 @@ def test_an_adapter_and_a_tuned_model_are_asked_as_they_were_taught(go, tool, he
     assert "asked in different ways (templates chat, qa)" in both.err
 
 
-def test_a_bad_line_is_reported_before_any_model_loads(here):
-    """In a process that cannot import torch."""
-    (here / "bad.jsonl").write_bytes(lines(QUESTIONS[:1]) + b'{"question": "Who?", "answer": 3}\n')
+def without_torch(here, *arguments):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from toolbox.commands.unlearn_eval import main; main(sys.argv[1:])"
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code, "--model", "tiny", "--retain", "bad.jsonl"],
+        [sys.executable, "-c", code, "--model", "tiny", *arguments],
         cwd=here, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 65
-    assert done.stderr.startswith("unlearn-eval: bad.jsonl:2: $.answer: Expected `str`")
+    return done.stderr
+
+
+def test_a_bad_line_is_reported_before_any_model_loads(here):
+    (here / "bad.jsonl").write_bytes(lines(QUESTIONS[:1]) + b'{"question": "Who?", "answer": 3}\n')
+    says = without_torch(here, "--retain", "bad.jsonl")
+    assert says.startswith("unlearn-eval: bad.jsonl:2: $.answer: Expected `str`")
+
+
+def test_a_stored_reference_of_other_questions_is_reported_before_any_model_loads(go, here):
+    assert go("--model", "tiny", *SHORT, "--limit", "3", "--log", "a.json").code == 0
+    says = without_torch(here, *SHORT, "--reference", "a.json")
+    assert "are not the same questions: 6 against 3" in says
 
 
 @pytest.mark.parametrize(

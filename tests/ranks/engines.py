@@ -51,7 +51,7 @@ def build(engine: str, accelerator, folder: Path | None, *, name: str, lora=Fals
                 parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             elif "lora_A" in key:
                 parameter.data = parameter.data.double()
-    elif OBJECTIVES[name].reference == "model" or more.get("add_kl"):
+    elif OBJECTIVES[name].reference or OBJECTIVES[name].retain_loss or more.get("add_kl"):
         reference = copy.deepcopy(model).requires_grad_(False)
     head = TokenLoss(model, 3, reference)
     if engine == "fsdp2":

@@ -36,6 +36,8 @@ def call(stdin: int = 0):
         ({"model": ("m",), "from_log": ("a",)}, "exclude one another"),
         ({"from_log": ("a",), "forget": "f"}, "--from-log takes no rows"),
         ({"from_log": ("a",), "suite": "people"}, "--from-log takes no rows"),
+        ({"from_log": ("a",), "limit": 3}, "--limit means nothing to --from-log"),
+        ({"from_log": ("a",), "map_fields": ("a=b",)}, "--map means nothing to --from-log"),
         ({"model": ("m",), "forget": "f", "split": "forget05"}, "--split belongs to --suite"),
         ({"model": ("m",), "suite": "people", "split": "forget05"}, "--split belongs to --suite"),
         ({"model": ("m",), "suite": "muse"}, "no such suite"),

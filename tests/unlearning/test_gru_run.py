@@ -61,6 +61,7 @@ def refused(done, tmp_path, code, says):
         (("--holdout", "9"), True, 2, "--holdout 9 leaves none"),
         (("--log-geffect", "nowhere/g.jsonl"), True, 73, "--log-geffect nowhere/g.jsonl"),
         (("--retain", "-", "--forget", "-"), True, 2, "only one input can be stdin"),
+        (("--objective", "idk", "--forget", "-", "--refusals", "-"), True, 2, "only one input can be stdin"),
     ],
 )
 def test_what_does_not_fit_together(go, tmp_path, more, keep, code, says):
@@ -117,6 +118,54 @@ def test_rmu_trains_only_the_second_mlp_matrices_near_its_layer(go, tiny, tmp_pa
     before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1)}
+
+
+@pytest.mark.parametrize(("command", "more", "without"), [
+    ("gru-unlearn", ("--objective", "idk"), "alternate"),
+    ("satimp-unlearn", ("--weighting", "annotated"), "key_words"),
+])  # fmt: skip
+def test_rows_without_what_the_objective_needs_can_be_left_out(go, tmp_path, command, more, without):
+    lacking = [{key: value for key, value in FORGET[0].items() if key != without}, *FORGET[1:]]
+    refused(go(*more, forget=lacking, command=command), tmp_path, 65, without)
+    done = go(*more, "--on-bad", "skip", forget=lacking, command=command)
+    assert done.code == 0, done.err
+    assert "1 rows without what this objective needs left out (ids f0)" in done.err
+    assert done.rows[0]["rows"]["forget"] == 3
+
+
+def test_a_row_beyond_the_models_window_is_refused(go, tmp_path):
+    long = [{**FORGET[0], "answer": "a lamp " * 90}, *FORGET[1:]]
+    refused(go("--max-length", "600", forget=long), tmp_path, 65, "--max-length 512 cuts such rows")
+    assert go("--max-length", "512", "--eval-every", "0", forget=long).code == 0
+
+
+def test_a_loss_without_its_reference_term_keeps_no_reference():
+    from toolbox.unlearning.gru_run import GruTask, Options
+
+    def needs(objective: str, **more: object) -> bool:
+        given = {"model": "m", "out": "o", "forget": "f", "retain": "r"}
+        return GruTask(Options(objective=objective, **{**given, **more})).needs_reference()  # type: ignore[arg-type]
+
+    assert all(needs(objective) for objective in ("klmin", "rmu", "undial"))
+    assert not any(needs(objective) for objective in ("ga", "npo", "dpo", "wtnpo", "satimp"))
+    assert not needs("klmin", alpha=0.0)
+    assert needs("ga", add_kl=1.0)
+    assert needs("ga", retain_loss="kl")
+
+
+def test_a_record_that_lacks_steps_says_so(tmp_path):
+    from types import SimpleNamespace
+
+    from toolbox.unlearning.task import write_record
+
+    said: list[str] = []
+    call = SimpleNamespace(reporter=SimpleNamespace(warn=said.append, note=said.append))
+    events = [{"event": "step"}, {"event": "step", "log": {"geffect": {"step": 2}}}]
+    outcome = SimpleNamespace(events=events, done={"steps": 2})
+    path = str(tmp_path / "g.jsonl")
+    write_record(outcome, call, "--log-geffect", path, "geffect", lambda lines, to: said.append(f"{lines} {to}"))  # type: ignore[arg-type]
+    assert said[0] == f"{path} lacks 1 steps, which ran without --log-geffect"
+    assert said[1] == f"[{{'step': 2}}] {tmp_path}/g.svg"
 
 
 def test_the_geffect_is_written_and_drawn(go, tmp_path):

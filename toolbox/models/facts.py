@@ -26,6 +26,11 @@ def is_quantised(source: ModelSource, *, trust_remote_code: bool = False) -> boo
     return json.loads((base.path / "config.json").read_bytes()).get("quantization_config") is not None
 
 
+def context_window(config: Any) -> int | None:
+    """How many tokens a model of this transformers configuration was made for; None where it does not say."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def weights_digest(source: ModelSource) -> str | None:
     """sha256 over the weights of ``source``, of an adapter without its base; None for a model on the hub, whose
     revision is its identity."""

@@ -26,6 +26,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from toolbox.models.facts import context_window
 from toolbox.shell.errors import BadData, TryAgain, UsageProblem
 
 if TYPE_CHECKING:
@@ -351,7 +352,7 @@ class LocalBackend:
         self._accepts = frozenset(inspect.signature(inner.forward).parameters)
         if "past_key_values" not in self._accepts:
             raise UsageProblem(f"{type(inner).__name__} keeps no key-value cache", "choose another model to generate")
-        self.window: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self.window: int | None = context_window(model.config)
 
     def room(self, request: Request, decoding: Decoding) -> int:
         """How many new tokens ``request`` may get: as many as asked for, or as fit into the model's window.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox.models.facts import is_quantised, run_record
-from toolbox.models.load import ModelSource, find_model
+from toolbox.models.facts import context_window, is_quantised, run_record
+from toolbox.models.load import ModelSource, base_model, find_model, load_config
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import AlreadyReported, BadData, UsageProblem
@@ -187,7 +187,10 @@ class _Run:
 
         with self.accelerator.main_process_first():
             prepare(self.source, self.reporter.note)
-        tokenizer = load_tokenizer(self.source, trust_remote_code=self.options.trust_remote_code)
+        trust = self.options.trust_remote_code
+        base = base_model(self.source, trust_remote_code=trust)
+        self._window = context_window(load_config(base, trust_remote_code=trust))
+        tokenizer = load_tokenizer(self.source, trust_remote_code=trust)
         return tokenizer, Chat(tokenizer, self.options.template, self.options.system)
 
     def _encode_training(self, chat: Chat) -> tuple[dict[str, list[Encoded]], dict[str, list[Row]]]:
@@ -211,7 +214,14 @@ class _Run:
         self, chat: Chat, rows: Sequence[Row], name: str, loss_on: str | None = None
     ) -> tuple[list[Encoded], list[int]]:
         with self._said_once():
-            return encode_rows(chat, rows, name, self.options, self.reporter.warn, loss_on)
+            encoded, places = encode_rows(chat, rows, name, self.options, self.reporter.warn, loss_on)
+            longest = max(len(one.ids) for one in encoded)
+            if self._window is not None and longest > self._window:
+                raise BadData(
+                    f"the {name} set has a row of {longest} tokens, too many for the model's window of {self._window}",
+                    f"--max-length {self._window} cuts such rows",
+                )
+        return encoded, places
 
     @contextmanager
     def _said_once(self) -> Iterator[None]:

@@ -114,7 +114,6 @@ class DataSet:
 
     rows: tuple[Row, ...]
     sha256: str
-    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def read_sets(call: Invocation, options: TrainOptions, inputs: Mapping[str, str]
             raise BadData(f"the {name} set is empty{skipped}", "give at least one row", file=display_name(path))
         if reader.skipped:
             call.reporter.warn(f"{display_name(path)}: {reader.skipped} bad rows left out")
-        data[name] = DataSet(tuple(rows), digest(rows), reader.skipped)
+        data[name] = DataSet(tuple(rows), digest(rows))
     if options.rejects and not call.dry_run:
         write_rejects(options.rejects, rejected)
     return data

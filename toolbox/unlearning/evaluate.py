@@ -92,9 +92,18 @@ class Options:
         return tuple(name for name in METRICS if name in needed)
 
 
+ASKING = ("limit", "map_fields", "on_bad", "rejects", "template", "system", "max_new_tokens")
+"""Options about rows and how a model is asked, which a stored log has settled."""
+
+
 def check(options: Options) -> None:
     """What does not fit together, before anything is read."""
     subjects = options.from_log or options.model
+    if options.from_log:
+        for name in ASKING:
+            if getattr(options, name) != getattr(Options, name):
+                flag = {"map_fields": "map"}.get(name, name).replace("_", "-")
+                raise UsageProblem(f"--{flag} means nothing to --from-log", "the log's items were asked and answered")
     if options.from_log and options.model:
         raise UsageProblem("--from-log and --model exclude one another", "run the command once for each")
     if options.from_log and (options.suite or options.split or any(getattr(options, name) for name in SETS)):

@@ -19,7 +19,7 @@ from toolbox.shell.records import parse_map, write_rejects
 from toolbox.shell.streams import process_rank
 from toolbox.training.language import NOT_DECIDING
 from toolbox.unlearning.evaluate import Options, Report, write_plan
-from toolbox.unlearning.logs import Log
+from toolbox.unlearning.logs import Item, Log, check_same_questions
 from toolbox.unlearning.stored_logs import read_log
 from toolbox.unlearning.suites import Question, digest, read_questions
 
@@ -95,6 +95,8 @@ def evaluate_models(options: Options, call: Invocation) -> None:
                 "learn fewer of them again",
             )
         log = read_log(stored, call.streams) if stored is not None else None
+        if log is not None and not options.allow_different_items:
+            check_same_questions(_asked(sets["forget"], options.model[0]), log)
         if options.rejects and not call.dry_run:
             write_rejects(options.rejects, rejected)
     if call.dry_run:
@@ -102,6 +104,12 @@ def evaluate_models(options: Options, call: Invocation) -> None:
             _show_plan(subjects, sets, options, call)
         return
     _Evaluation(options, call, sets).run(subjects, reference, log)
+
+
+def _asked(questions: Sequence[Question], model: str) -> Log:
+    """What a log of ``model`` will say of which questions it was asked."""
+    items = tuple(Item(index=one.row.id, question=one.hash) for one in questions)
+    return Log(model=model, sets={"forget": items})
 
 
 def _reference(options: Options) -> tuple[str | None, Subject | None]:

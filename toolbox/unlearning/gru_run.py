@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
+from toolbox.shell.records import Row
 from toolbox.training.language import Material
 from toolbox.unlearning.registry import OBJECTIVES, Constants, Entry, resolve
 from toolbox.unlearning.task import (
     UnlearnOptions,
     UnlearnTask,
-    check_outputs,
+    check_files,
     check_record,
-    figure_path,
     rmu_parameters,
     run_task,
-    write_lines,
+    write_record,
 )
 
 if TYPE_CHECKING:
@@ -76,11 +77,15 @@ class GruTask(UnlearnTask):
     def refusals(self) -> str | None:
         return self.options.refusals
 
+    def usable(self, row: Row) -> bool:
+        answered = row.messages is not None and (row.alternate is not None or self.refusals is not None)
+        return answered or not self.refuses
+
     def needs_reference(self) -> bool:
-        options = self.options
-        return (
-            options.entry.reference == "model" or bool(options.add_kl) or (self.retains and options.retain_loss == "kl")
-        )
+        options, entry = self.options, self.options.entry
+        own = entry.retain_loss is not None and options.constants.alpha > 0
+        shared = self.retains and options.retain_loss == "kl"
+        return entry.reference or own or shared or bool(options.add_kl)
 
     def objective(self, material: Material) -> Any:
         from toolbox.unlearning.losses import make_forget_loss
@@ -149,7 +154,7 @@ def check(options: Options) -> None:
                             ("--cos-clip", options.cos_clip is not None)):  # fmt: skip
             if given:
                 raise UsageProblem(f"{flag} means nothing with --no-rectify", "the bare objective is not corrected")
-    check_outputs(options)
+    check_files(options, options.refusals)
     check_record(options, "--log-geffect", options.log_geffect)
 
 
@@ -161,14 +166,10 @@ def run(options: Options, call: Invocation) -> None:
         options = options if options.lora_r else replace(options, train_params=pattern)
 
     def extras(outcome: Outcome) -> None:
-        if options.log_geffect is None:
-            return
         from toolbox.unlearning.geffect import draw_geffect
 
-        lines = write_lines(outcome, "geffect", options.log_geffect)
-        drawn = figure_path(options.log_geffect)
-        draw_geffect(lines, drawn, f"G-effect of {options.objective}")
-        call.reporter.note(f"wrote {options.log_geffect} and {drawn}")
+        draw = partial(draw_geffect, title=f"G-effect of {options.objective}")
+        write_record(outcome, call, "--log-geffect", options.log_geffect, "geffect", draw)
 
     bare = "" if options.rectify else ", not rectified"
     run_task(GruTask(options), call, f"{options.objective}{bare}", "another --objective", extras)

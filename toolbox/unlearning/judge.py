@@ -16,6 +16,7 @@ import msgspec
 
 from toolbox.models.chat import Chat, Encoded
 from toolbox.models.extraction import exact_match, extraction_strength
+from toolbox.models.facts import context_window
 from toolbox.models.generate import Decoding, LocalBackend, Request, plan_batches
 from toolbox.models.score import SCORE_TOKENS, TokenScores, score_batches, score_rows
 from toolbox.shell.errors import BadData
@@ -133,9 +134,11 @@ class Judge:
             name: math.fsum(scores[place].es for place in found) / len(found) for name, found in places.items() if found
         }
 
-    def answers(self, name: str) -> list[Encoded]:
-        """The (question, answer) pairs of the set ``name``, where a metric asks for them."""
-        return [self._pairs[pairs.answer] for pairs in self._plan[name] if pairs.answer is not None]
+    def answers(self, name: str, model: TokenLoss) -> list[Encoded]:
+        """The (question, answer) pairs of the set ``name``, where a metric asks for them, fit for ``model``."""
+        places = [pairs.answer for pairs in self._plan[name] if pairs.answer is not None]
+        self._check_window(model, places)
+        return [self._pairs[place] for place in places]
 
     # -- preparing ----------------------------------------------------------------------------------------------------
     def _pairs_of(self, question: Question, name: str) -> _Pairs:
@@ -212,7 +215,7 @@ class Judge:
 
     def _check_window(self, model: TokenLoss, places: Sequence[int]) -> None:
         """Beyond the window that it was made for a model says nothing that means anything."""
-        window = getattr(model.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        window = context_window(model.model.config)
         for place in places:
             if window is not None and len(self._pairs[place].ids) > window:
                 row = self._owner[place].row

@@ -29,17 +29,18 @@ from typing import Literal
 class Entry:
     """One objective.
 
-    ``refusals``: needs another answer for every forget row. ``reference``: ``cached`` needs the first model's
-    log-probabilities of the forget rows, ``model`` needs that model itself. ``retain_loss``: the kind of retain loss it
-    is defined with, where that is not the user's choice. ``alpha``, ``gamma``, ``beta``: defaults. ``options``: the
-    command line's names of the constants that it uses.
+    ``refusals``: needs another answer for every forget row. ``reference``: its forget loss needs the first model itself
+    (where that model's log-probabilities of the forget rows are enough, they are computed once and no copy is kept).
+    ``retain_loss``: the kind of retain loss it is defined with, where that is not the user's choice; both kinds compare
+    with the first model. ``alpha``, ``gamma``, ``beta``: defaults. ``options``: the command line's names of the
+    constants that it uses.
     """
 
     alpha: float = 0.0
     gamma: float = 1.0
     beta: float | None = None
     refusals: bool = False
-    reference: Literal["none", "cached", "model"] = "none"
+    reference: bool = False
     retain_loss: Literal["kl", "hidden"] | None = None
     options: tuple[str, ...] = ()
 
@@ -47,17 +48,17 @@ class Entry:
 OBJECTIVES: dict[str, Entry] = {
     "ga": Entry(),
     "graddiff": Entry(alpha=1.0),
-    "klmin": Entry(alpha=1.0, reference="model", retain_loss="kl"),
-    "npo": Entry(beta=0.1, reference="cached", options=("beta",)),
+    "klmin": Entry(alpha=1.0, retain_loss="kl"),
+    "npo": Entry(beta=0.1, options=("beta",)),
     "simnpo": Entry(beta=4.5, gamma=0.125, options=("beta", "delta_margin")),
     "idk": Entry(alpha=1.0, refusals=True),
-    "dpo": Entry(beta=0.1, refusals=True, reference="cached", options=("beta",)),
+    "dpo": Entry(beta=0.1, refusals=True, options=("beta",)),
     "wga": Entry(),
     "satimp": Entry(alpha=0.1, options=("beta1", "beta2")),
-    "tnpo": Entry(reference="cached"),
-    "wtnpo": Entry(reference="cached"),
-    "rmu": Entry(alpha=1.0, reference="model", retain_loss="hidden", options=("layer", "steer")),
-    "undial": Entry(beta=10.0, reference="model", options=("beta",)),
+    "tnpo": Entry(),
+    "wtnpo": Entry(),
+    "rmu": Entry(alpha=1.0, retain_loss="hidden", options=("layer", "steer")),
+    "undial": Entry(beta=10.0, reference=True, options=("beta",)),
     "ceu": Entry(),
 }
 

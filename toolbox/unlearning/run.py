@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
+from toolbox.shell.records import Row
 from toolbox.training.language import Material
 from toolbox.unlearning.task import (
     UnlearnOptions,
     UnlearnTask,
-    check_outputs,
+    check_files,
     check_record,
-    figure_path,
     run_task,
-    write_lines,
+    write_record,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class SatImpTask(UnlearnTask):
     def key_words(self) -> str | None:
         return self.options.key_words
 
+    def usable(self, row: Row) -> bool:
+        return self.options.weighting != "annotated" or row.key_words is not None or row.weight is not None
+
     def needs_reference(self) -> bool:
         return self.retains and self.options.retain_loss == "kl"
 
@@ -131,7 +135,7 @@ def check(options: Options) -> None:
             )
     if options.kl_positions != "labelled" and options.retain_loss != "kl":
         raise UsageProblem("--kl-positions belongs to --retain-loss kl")
-    check_outputs(options)
+    check_files(options, options.key_words)
     check_record(options, "--log-weights", options.log_weights)
 
 
@@ -140,13 +144,9 @@ def run(options: Options, call: Invocation) -> None:
     check(options)
 
     def extras(outcome: Outcome) -> None:
-        if options.log_weights is None:
-            return
         from toolbox.unlearning.weight_figure import draw_weights
 
-        lines = write_lines(outcome, "weights", options.log_weights)
-        drawn = figure_path(options.log_weights)
-        draw_weights(lines, drawn, f"token weights against probability ({options.weighting})")
-        call.reporter.note(f"wrote {options.log_weights} and {drawn}")
+        draw = partial(draw_weights, title=f"token weights against probability ({options.weighting})")
+        write_record(outcome, call, "--log-weights", options.log_weights, "weights", draw)
 
     run_task(SatImpTask(options), call, options.weighting, "lower --alpha", extras)

@@ -70,6 +70,10 @@ class UnlearnTask:
     def key_words(self) -> str | None:
         return None
 
+    def usable(self, row: Row) -> bool:
+        """Whether a forget row has what the objective needs of it."""
+        return True
+
     def parallel(self) -> tuple[str, ...]:
         return ("forget", "refusal") if self.refuses else ()
 
@@ -96,6 +100,8 @@ class UnlearnTask:
         if self.key_words is not None:
             forget = self._annotated(forget, call)
             digests["forget"] = digest(forget)
+        if options.on_bad == "skip":
+            forget = self._usable(forget, call)
         train: dict[str, tuple[Row, ...]] = {"forget": forget}
         watched = {"forget": forget}
         if self.refuses:
@@ -119,9 +125,22 @@ class UnlearnTask:
         assert self.key_words is not None
         places = [row.index for row in rows]
         found = read_annotations(self.key_words, call.streams, rows, places=places, on_bad=self.options.on_bad)
+        if found.skipped:
+            call.reporter.warn(f"{self.key_words}: {found.skipped} bad annotations left out")
         if found.missing:
             call.reporter.warn(f"{found.missing} of {len(rows)} forget rows are not annotated in {self.key_words}")
         return with_key_words(rows, found.words)
+
+    def _usable(self, rows: tuple[Row, ...], call: Invocation) -> tuple[Row, ...]:
+        """The rows that have what the objective needs; with none of them left all, so that the first one is told."""
+        kept = tuple(row for row in rows if self.usable(row))
+        left_out = [row.id for row in rows if not self.usable(row)]
+        if not kept or not left_out:
+            return rows
+        call.reporter.warn(
+            f"forget: {len(left_out)} rows without what this objective needs left out (ids {', '.join(left_out[:5])})"
+        )
+        return kept
 
     def plan(self, counts: Mapping[str, int]) -> Any:
         from toolbox.training.windows import Plan, Stream
@@ -135,8 +154,11 @@ class UnlearnTask:
 
 
 # -- checks before anything is read -----------------------------------------------------------------------------------
-def check_outputs(options: UnlearnOptions) -> None:
-    """What does not fit together about --holdout, --delta and where files go."""
+def check_files(options: UnlearnOptions, *others: str | None) -> None:
+    """What does not fit together about --holdout, --delta and where files come from and go; ``others`` are further
+    inputs."""
+    if [options.forget, options.retain, *others].count("-") > 1:
+        raise UsageProblem("only one input can be stdin (-)", "name files for the others")
     if options.retain is None and options.holdout:
         raise UsageProblem("--holdout needs --retain", "it keeps the first rows of that set for evaluation")
     if options.delta is not None and options.lora_r:
@@ -170,7 +192,7 @@ def rmu_parameters(options: UnlearnOptions, layer: int) -> str:
     if options.train_params is not None:
         return options.train_params
     numbers = "|".join(str(number) for number in range(max(0, layer - 2), layer + 1))
-    return rf"\.({numbers})\.mlp\.(down_proj|c_proj|dense_4h_to_h|fc2)\."
+    return rf"\.({numbers})\.(mlp\.)?(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)\."
 
 
 # -- the ending -------------------------------------------------------------------------------------------------------
@@ -198,13 +220,20 @@ def write_difference(outcome: Outcome, options: UnlearnOptions, call: Invocation
     deciding = {name: value for name, value in call.settings.items() if name not in NOT_DECIDING}
     metadata = header(call.command, deciding, options.seed, {})
     directory = weights_directory(outcome.source)
-    assert directory is not None  # check_outputs() has refused sources without one
+    assert directory is not None  # check_files() has refused sources without one
     with open_weights(directory) as base, open_weights(outcome.directory) as new:
         write_delta(base, new, str(options.delta), metadata)
 
 
-def write_lines(outcome: Outcome, key: str, path: str) -> list[dict[str, Any]]:
-    """The ``key`` records of all steps, those of resumed parts included, one JSON line each; returns them."""
+def write_record(
+    outcome: Outcome, call: Invocation, option: str, path: str | None, key: str, draw: Callable[[list[Any], str], None]
+) -> None:
+    """The ``key`` records of all steps, those of resumed parts included, to ``path``, and their figure beside it.
+
+    Nothing where ``path`` is None: ``option``, which names it, was not given.
+    """
+    if path is None:
+        return
     import msgspec
 
     from toolbox.shell.files import atomic_file
@@ -212,7 +241,11 @@ def write_lines(outcome: Outcome, key: str, path: str) -> list[dict[str, Any]]:
     lines = [event["log"][key] for event in outcome.events if key in event.get("log", {})]
     with atomic_file(path) as handle:
         handle.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
-    return lines
+    if missing := outcome.done["steps"] - len(lines):
+        call.reporter.warn(f"{path} lacks {missing} steps, which ran without {option}")
+    if lines:
+        draw(lines, figure_path(path))
+        call.reporter.note(f"wrote {path} and {figure_path(path)}")
 
 
 def run_task(

@@ -71,7 +71,7 @@ class Trials:
         from toolbox.unlearning.membership import labelled_text, membership, membership_scores, vocabulary_moments
 
         def scores(judge: Judge, name: str) -> list[dict[str, float]]:
-            rows, device, tokenizer = judge.answers(name), self.accelerator.device, judge.chat.tokenizer
+            rows, device, tokenizer = judge.answers(name, head), self.accelerator.device, judge.chat.tokenizer
             nll = score_rows(head, rows, device=device, pad_id=judge.pad_id)
             moments = vocabulary_moments(head, rows, device=device, pad_id=judge.pad_id)
             return [
@@ -126,7 +126,7 @@ class Trials:
         lr = lr_by_size(sum(p.numel() for p in plain.parameters()), small=5e-5)
         before = jury.log(plain)
         losses = relearn(
-            plain, teacher.answers("forget"), pad_id=teacher.pad_id, steps=options.relearn_steps, lr=lr,
+            plain, teacher.answers("forget", plain), pad_id=teacher.pad_id, steps=options.relearn_steps, lr=lr,
             batch_size=min(RELEARN_BATCH, len(learned)), seed=options.seed, accelerator=self.accelerator,
         )  # fmt: skip
         after = jury.log(plain)
