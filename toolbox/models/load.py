@@ -405,7 +405,7 @@ def _loading(source: ModelSource) -> Iterator[None]:
             raise
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # Not found, not allowed, not reached: transformers makes most of these OSErrors.
-        client = type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "requests")
+        client = type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "httpx2", "requests")
         if source.kind == "hub" and (client or isinstance(error, OSError)):
             raise Unavailable(
                 f"--model {source.name}: cannot be had from the hub: {what[:200]}",
