@@ -29,7 +29,9 @@ class Case:
     """One command: ``good`` rows for its stdin and the arguments of a short run on the tiny model.
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
-    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows.
+    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``model``: it loads one (and so
+    has ``--model``, ``-j`` and what goes with them). ``seeded``: its seed shows in the output of the ``stochastic``
+    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
     """
 
     name: str
@@ -38,6 +40,10 @@ class Case:
     trainer: bool
     stochastic: tuple[str, ...] = ()
     sums_up: bool = False
+    model: bool = True
+    seeded: bool = True
+    takes_messages: bool = True
+    empty: int = 0
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -55,6 +61,33 @@ def _unlearn(tiny: Path, folder: Path) -> list[str]:
 
 def _generate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--max-new-tokens", "5"]
+
+
+ITEMS = [
+    {
+        "id": f"i{i}",
+        "question": f"Which thing is number {i}?",
+        "choices": [f"thing {i}", f"thing {i + 1}", f"thing {i + 2}"],
+        "answer": "ABC"[i % 3],
+        "extra": {"big": 2**70, "x": [i, None]},
+    }
+    for i in range(7)
+]
+ANSWERED = [
+    {
+        **item,
+        "id": f"{item['id']}/{k}",
+        "variant": variant,
+        "path_id": f"{item['id']}/{k}/{variant}/0",
+        "group": f"g{i}",
+        "completion": "Answer: " + ("B" if (i + k) % every else "C"),
+        "finish_reason": "stop",
+        "n_completion_tokens": 10 + i,
+    }
+    for i, item in enumerate(ITEMS)
+    for k in range(4)
+    for variant, every in (("cot", 3), ("lot2", 4))
+]
 
 
 QUESTIONS = [
@@ -77,9 +110,9 @@ def _evaluate(tiny: Path, folder: Path) -> list[str]:
 CASES = {
     case.name: case
     for case in (
-        Case("lm-tune", PEOPLE, _tune, trainer=True),
-        Case("satimp-unlearn", PEOPLE, _unlearn, trainer=True),
-        Case("gru-unlearn", PEOPLE, _unlearn, trainer=True),
+        Case("lm-tune", PEOPLE, _tune, trainer=True, empty=65),
+        Case("satimp-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
+        Case("gru-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
         Case(
             "lm-generate",
             [{"id": f"q{i}", "prompt": "Say " + "more " * (5 * i % 7) + str(i), "extra": {"big": 2**70, "x": [i, None]}}
@@ -88,6 +121,12 @@ CASES = {
             trainer=False,
             stochastic=("--temperature", "1"),
         ),
-        Case("unlearn-eval", QUESTIONS, _evaluate, trainer=False, sums_up=True),
+        Case("unlearn-eval", QUESTIONS, _evaluate, trainer=False, sums_up=True, empty=65),
+        Case("lot-data", ITEMS, lambda tiny, folder: ["mcq", "--name", ""], trainer=False, model=False, seeded=False,
+             takes_messages=False),
+        Case("lot-prompt", ITEMS, lambda tiny, folder: [], trainer=False, stochastic=("--shuffle-choices",),
+             model=False, takes_messages=False),
+        Case("lot-eval", ANSWERED, lambda tiny, folder: ["--baseline", "cot", "--bootstrap", "50"], trainer=False,
+             sums_up=True, model=False, takes_messages=False),
     )
 }  # fmt: skip

@@ -222,7 +222,8 @@ def decode(raw: bytes | msgspec.Raw, file: str, line: int | None, field: str | N
         raise bad(f"not valid JSON: {reason}", "one JSON object a line, or one array of objects") from None
     if not isinstance(data, dict):
         raise bad(f"expected an object, got {type(data).__name__}", "one JSON object a line, or one array of objects")
-    if not _depth(data, MAX_DEPTH):
+    text = bytes(raw)
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and not _depth(data, MAX_DEPTH):  # seldom worth the walk
         raise bad(f"nested more than {MAX_DEPTH} levels deep")
     return data
 
@@ -331,9 +332,9 @@ class RecordReader:
 
     def _shape(self, data: dict[str, Any], name: str, line: int | None, prefix: str | None) -> type[msgspec.Struct]:
         for shape in self.shapes:
-            if all(data.get(need) is not None for need in shape.needs):  # type: ignore[attr-defined]
+            if all(data.get(need) is not None or (need in data and need in blank(shape)) for need in needs(shape)):
                 return shape
-        wanted = ", or ".join("+".join(shape.needs) for shape in self.shapes)  # type: ignore[attr-defined]
+        wanted = ", or ".join("+".join(needs(shape)) for shape in self.shapes)
         found = ", ".join(f"{key} (null)" if data[key] is None else key for key in sorted(data)[:12]) or "none"
         raise BadData(
             f"no known shape: expected {wanted}; found fields: {found}",
@@ -342,6 +343,16 @@ class RecordReader:
             line=line,
             field=prefix,
         )
+
+
+def needs(shape: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The fields that tell records of this shape."""
+    return shape.needs  # type: ignore[attr-defined]
+
+
+def blank(shape: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Those of them that may be null: elsewhere a field that is null counts as absent."""
+    return getattr(shape, "may_be_null", ())
 
 
 def read_records(name: str, streams: Streams, reader: RecordReader, role: str = "the input") -> Iterator[Record]:
