@@ -15,6 +15,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help setup demo test test-slow bench lint clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
+.PHONY: lot-demo lot-winocontrol lot-replay
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -62,6 +63,15 @@ unlearn-sequence: $(STAMP)  ## three requests one after another (DATA=a folder w
 
 unlearn-tofu: $(STAMP)  ## the full benchmark, for a GPU (DATA=the folder with TOFU's files)
 	$(RUN) bash recipes/unlearning/tofu.sh "$(DATA)"
+
+lot-demo: $(STAMP)  ## Language of Thoughts: six questions under two wordings, asked, read, compared
+	$(RUN) bash recipes/lot/demo.sh
+
+lot-winocontrol: $(STAMP)  ## the WinoControl grid on a few sentences (DATA=the folder of WinoBias)
+	$(RUN) bash recipes/lot/winocontrol.sh "$(DATA)"
+
+lot-replay: $(STAMP)  ## stored responses of six models, judged (DATA=the file of responses)
+	$(RUN) bash recipes/lot/replay.sh "$(DATA)"
 
 clean:  ## remove what demo and bench made
 	rm -rf demo bench/results.jsonl bench/.venv-forgetium

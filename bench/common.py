@@ -185,16 +185,16 @@ def _child(sink: str, module: str, name: str, arguments: str) -> None:
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
-def memory_mib(field: str) -> float:
-    """``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in MiB.
+def memory_mib(field: str, process: int | str = "self") -> float:
+    """``VmRSS`` (resident now) or ``VmHWM`` (its peak) of a process, in MiB; 0 of one that has ended.
 
     Not ``ru_maxrss``: a process inherits that from the one it was forked from.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         raise Skip("resident memory is read from /proc, which this system has not") from None
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
+    return next((int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0) / 1024
 
 
 def forget_peak() -> None:

@@ -19,12 +19,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import bench_forgetium, bench_models, bench_shell, bench_training, bench_unlearn_steps, bench_unlearning
+from bench import (
+    bench_forgetium,
+    bench_lot,
+    bench_models,
+    bench_shell,
+    bench_training,
+    bench_unlearn_steps,
+    bench_unlearning,
+)
 from bench.common import ENVIRONMENT, ROOT, Figure, Skip
 
 Bench = Callable[[bool], Iterable[Figure]]
 
-ROOMS = (bench_shell, bench_models, bench_training, bench_unlearning, bench_unlearn_steps, bench_forgetium)
+ROOMS = (bench_shell, bench_models, bench_training, bench_unlearning, bench_unlearn_steps, bench_forgetium, bench_lot)
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}
 PACKAGES = ("toolbox-ten", "torch", "transformers", "accelerate", "numpy", "msgspec", "click")
 

@@ -130,3 +130,6 @@ CASES = {
              sums_up=True, model=False, takes_messages=False),
     )
 }  # fmt: skip
+
+METHODS = {"lot"}
+"""Methods of several commands have a page of their own in docs/, beside those of the commands."""

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import CASES
+from tests.contract.commands import CASES, METHODS
 from tests.server import ROOT, environment
 
 COMMANDS = sorted(CASES)
-METHODS = {"lot"}
-"""Methods of several commands have a page of their own beside the commands' pages."""
 HEAVY = ("torch", "transformers", "numpy", "yaml", "matplotlib", "scipy", "safetensors", "rich", "accelerate", "peft")
 
 
@@ -101,5 +99,6 @@ def test_every_recipe_fits_its_command(path: Path):
     name = re.match(r"# (\S+) ", first)
     assert name is not None, f"{path}: the first line is the command that runs it"
     command = load(name[1])
-    with command.make_context(name[1], ["--out", "x", "--forget", "y"], ignore_unknown_options=True) as context:
+    needed = [text for one in command.params if one.required for text in (one.opts[0], "x")]
+    with command.make_context(name[1], needed) as context:
         command.load_recipe(context, str(path))
