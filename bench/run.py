@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import (
+    bench_chains,
     bench_forgetium,
     bench_lot,
     bench_models,
@@ -32,7 +33,16 @@ from bench.common import ENVIRONMENT, ROOT, Figure, Skip
 
 Bench = Callable[[bool], Iterable[Figure]]
 
-ROOMS = (bench_shell, bench_models, bench_training, bench_unlearning, bench_unlearn_steps, bench_forgetium, bench_lot)
+ROOMS = (
+    bench_shell,
+    bench_models,
+    bench_training,
+    bench_unlearning,
+    bench_unlearn_steps,
+    bench_forgetium,
+    bench_lot,
+    bench_chains,
+)
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}
 PACKAGES = ("toolbox-ten", "torch", "transformers", "accelerate", "numpy", "msgspec", "click")
 
