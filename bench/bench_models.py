@@ -154,24 +154,24 @@ def score(quick: bool) -> Iterator[Figure]:
 
 
 def generate(quick: bool) -> Iterator[Figure]:
-    """Greedy decoding of eight prompts, eight at a time and one at a time."""
+    """Greedy decoding of sixteen prompts, sixteen at a time and one at a time."""
     need_smollm2()
     from toolbox.models.generate import Decoding, LocalBackend, Request
 
     model, chat = smollm2()
-    rows, source = question_rows(8)
+    rows, source = question_rows(16)
     requests = [
         Request(f"{place}/0", tuple(chat.prompt([{"role": "user", "content": row["question"]}])))
         for place, row in enumerate(rows)
     ]
     decoding = Decoding(max_new_tokens=4 if quick else 40)
-    sizes = {"batch 8": 8, "batch 1": 1}
+    sizes = {"batch 16": 16, "batch 1": 1}
     backends = {
         name: LocalBackend(model, chat.tokenizer, end_ids=chat.end_ids, batch_size=size) for name, size in sizes.items()
     }
     texts: dict[str, list[str]] = {}
     speeds: dict[str, list[float]] = {name: [] for name in sizes}
-    backends["batch 8"].complete(requests, Decoding(max_new_tokens=2))
+    backends["batch 16"].complete(requests, Decoding(max_new_tokens=2))
     for repeat in range(1 if quick else 3):
         for name in list(sizes)[:: -1 if repeat % 2 else 1]:
             began = time.process_time()
@@ -180,12 +180,12 @@ def generate(quick: bool) -> Iterator[Figure]:
             speeds[name].append(sum(one.n_completion_tokens for one in done) / seconds)
             texts[name] = [one.text for one in done]
     equal = sum(one == other for one, other in zip(*texts.values(), strict=True))
-    note = f"{source}, {decoding.max_new_tokens} new tokens; {equal} of 8 completions equal"
+    note = f"{source}, {decoding.max_new_tokens} new tokens; {equal} of 16 completions equal"
     for name, values in speeds.items():
         yield Figure.of(f"generate: {name}", values, "new tokens/CPU-s", note=note)
     yield Figure.of(
-        "generate: batching", ratios(speeds["batch 8"], speeds["batch 1"]), "×", target=">= 2",
-        ratio_of="new tokens per CPU second, batch 8 / batch 1",
+        "generate: batching", ratios(speeds["batch 16"], speeds["batch 1"]), "×", target=">= 2",
+        ratio_of="new tokens per CPU second, batch 16 / batch 1",
     )  # fmt: skip
 
 

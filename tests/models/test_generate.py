@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model, tiny_tokenizer
-from toolbox.models import generate
-from toolbox.models.generate import Decoding, LocalBackend, Request, choose_tokens, plan_batches
+from toolbox.models import generate, sampling
+from toolbox.models.generate import Decoding, LocalBackend, Request, plan_batches
+from toolbox.models.sampling import choose_tokens
 from toolbox.shell.errors import BadData, UsageProblem
 
 END = 258  # <|im_end|> of the tiny tokenizer
@@ -258,8 +259,8 @@ def test_frequencies_of_first_tokens_follow_the_model(model, letters, temperatur
 def test_noise_is_splitmix64_and_gumbel_distributed():
     from scipy.stats import gumbel_r, kstest
 
-    streams = [generate.noise_stream(0, "a", position) for position in range(40)]
-    noise = generate.gumbel_noise(streams, 1000)
+    streams = [sampling.noise_stream(0, "a", position) for position in range(40)]
+    noise = sampling.gumbel_noise(streams, 1000)
     for row, stream in ((0, streams[0]), (39, streams[39])):
         state, expected = stream % 2**64, []
         for _ in range(1000):
@@ -277,18 +278,18 @@ def test_noise_is_splitmix64_and_gumbel_distributed():
 
 def test_noise_streams_tell_seed_key_and_position_apart():
     named = [(seed, key, position) for seed in (0, 1, 10) for key in ("", "1", "0:1", "é") for position in (0, 1, 10)]
-    assert len({generate.noise_stream(*name) for name in named}) == len(named)
+    assert len({sampling.noise_stream(*name) for name in named}) == len(named)
 
 
 def test_nucleus_is_the_smallest_set_that_reaches_the_mass():
     p = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01], [0.25, 0.25, 0.25, 0.25]])
-    assert generate.outside_nucleus(p, 0.65).tolist() == [
+    assert sampling.outside_nucleus(p, 0.65).tolist() == [
         [True, False, False, True],
         [False, True, True, True],
         [False, False, False, False],  # ties with the least probable member stay
     ]
     flat = torch.arange(1.0, 5001).softmax(-1)[None] * 0 + torch.linspace(1, 2, 5000).div(7500)[None]
-    kept = ~generate.outside_nucleus(flat, 0.9)[0]
+    kept = ~sampling.outside_nucleus(flat, 0.9)[0]
     mass = flat[0][kept].double().sum()
     assert kept.sum() > 1024
     assert mass >= 0.9 - 1e-4
@@ -532,5 +533,8 @@ def test_impossible_batches_are_refused_before_any_work(model, letters):
 
 
 def test_the_interface_costs_no_torch():
-    code = "import sys, toolbox.models.generate; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, toolbox.models.generate, toolbox.models.sampling\n"
+        "sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,6 @@ def test_more_ranks_than_rows_still_agree(rows, tiny, tmp_path, command):
 def test_workers_die_with_their_launcher(rows, tiny, tmp_path):
     import os
     import signal
-    import time
 
     many = rows("many.jsonl", UNEQUAL)
     running = subprocess.Popen(
@@ -157,3 +157,48 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _workers(mark: str) -> list[int]:
+    """Processes with ``mark`` in their command line, launchers left out."""
+    lines = {int(p.name): _command_line(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    return [pid for pid, line in lines.items() if mark.encode() in line and b"toolbox.shell.worker" in line]
+
+
+def test_completions_and_their_log_are_those_of_one_process_killed_and_resumed_too(rows, tiny, tmp_path, tool):
+    """Sampled with log-probabilities, whose last bit would show another batch; windows of 3 rows, batches of 2."""
+    prompts = rows("prompts.jsonl", [{"id": f"r{i}", "prompt": "word " * (i * 3 % 5 + 1)} for i in range(11)])
+    words = ["--model", tiny, "--n", "2", "--temperature", "1", "--seed", "3", "--max-new-tokens", "6", "--logprobs",
+             "--window", "3", "--batch-size", "2"]  # fmt: skip
+    one_log, log = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    alone = tool("lm-generate", *words, "--log", one_log, prompts)
+    assert alone.code == 0, alone.err
+
+    # The input comes through a pipe that stays open: after two windows both workers are there, waiting for the third.
+    given = prompts.read_bytes().splitlines(keepends=True)
+    two = [BIN / "lm-generate", *words, "--log", log, "-j", "2"]
+    running = subprocess.Popen(
+        two, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    running.stdin.write(b"".join(given[:7]))
+    running.stdin.flush()
+    written = [running.stdout.readline() for _ in range(12)]
+    assert b"".join(written) == b"".join(alone.out.splitlines(keepends=True)[:12])
+    workers = _workers(str(log))
+    assert len(workers) == 2
+    running.kill()
+    running.communicate()
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [pid for pid in workers if _alive(pid)] == []
+    assert log.read_bytes().count(b"\n") == 12
+    with log.open("ab") as torn:
+        torn.write(one_log.read_bytes().splitlines()[13][:50])
+
+    resumed = subprocess.run([*two, "--resume", prompts], env=environment(), capture_output=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout == alone.out
+    assert log.read_bytes() == one_log.read_bytes()  # in the same order, too
+    again = tool("lm-generate", *words, "--log", log, "--resume", prompts)
+    assert again.out == alone.out

@@ -13,17 +13,28 @@ from toolbox.shell.params import Number, PathType, option
 
 def schema() -> dict[str, Any]:
     """JSON Schemas of the prompts read and the paths written."""
-    from toolbox.shell.records import PROMPT_SHAPES, Path, json_schema
+    from toolbox.lm.generate import CompletedRow
+    from toolbox.shell.records import PROMPT_SHAPES, json_schema
 
-    return {"input": json_schema(PROMPT_SHAPES), "output": json_schema([Path])}
+    return {"input": json_schema(PROMPT_SHAPES), "output": json_schema([CompletedRow])}
+
+
+def check(values: dict[str, Any]) -> None:
+    """What does not fit together among the options."""
+    from toolbox.lm import generate
+
+    generate.check(generate.Options(**values, given=groups.given_options()))
 
 
 @command(
     "lm-generate",
     schema=schema,
+    before_workers=check,
     examples=[
         "lm-generate --map prompt=question --max-new-tokens 40 < questions.jsonl | jq -r .completion",
         "lm-generate --model tuned --n 4 --temperature 1 --top-p .95 prompts.jsonl > paths.jsonl",
+        "lm-generate --log answers.jsonl prompts.jsonl > completed.jsonl",
+        "lm-generate --backend replay --replay answers.jsonl prompts.jsonl | cmp - completed.jsonl",
     ],
 )
 @click.argument("file", default="-", type=PathType())
@@ -35,6 +46,8 @@ def schema() -> dict[str, Any]:
 @option("--dtype", group="Model", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
         help="auto: bf16 on a GPU, fp32 on a CPU.")  # fmt: skip
 @option("--device", group="Model", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
+@groups.backend_options()
+@groups.endpoint_options()
 @groups.generation_options()
 @option("--batch-size", group="Launch", type=Number(1, whole=True, words=["auto"]), default="auto",
         help="Prompts decoded together; does not change the result.")  # fmt: skip
@@ -44,7 +57,7 @@ def schema() -> dict[str, Any]:
         help="Rows read before the first one leaves.")  # fmt: skip
 @groups.launch_options()
 def main(call: Invocation, **values: Any) -> None:
-    """Complete the prompts in FILE (default: stdin) with a language model.
+    """Complete the prompts in FILE (default: stdin) with a language model, an endpoint or stored responses.
 
     Rows hold "prompt" (one user turn, where the model has a chat template) or "messages". Each row leaves with
     "completion", "path_id", "sample", "finish_reason" and token counts added, in input order, other fields untouched.
@@ -52,4 +65,4 @@ def main(call: Invocation, **values: Any) -> None:
     """
     from toolbox.lm.generate import Options, run
 
-    run(Options(**values), call)
+    run(Options(**values, given=groups.given_options()), call)

@@ -1,41 +1,67 @@
 """lm-generate: completions of prompts, as a filter over JSON lines.
 
-Rows are read in windows, which bound memory and the delay before a row leaves. Batches are cut from a window before
-it is shared among ranks, so that the number of processes does not show in the output.
+Rows are read in windows, which bound memory and the delay before a row leaves. Whatever completes them (a model here,
+an endpoint, stored responses) takes records and gives them back with their completions, in input order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
-
-from toolbox.models.generate import Completion, Decoding, LocalBackend, Request, plan_batches
+from toolbox.lm.windows import Answered, Windows
+from toolbox.models.generate import Decoding, path_id
 from toolbox.models.load import find_model
+from toolbox.models.replay import Replay
+from toolbox.models.responses import ResponseLog, check_log
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData, Unavailable, UsageProblem
-from toolbox.shell.records import PROMPT_SHAPES, Record, RecordReader, parse_map, read_records, write_rejects
+from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.records import Path, Record, write_rejects
 from toolbox.shell.streams import JsonlWriter, process_rank
 
-if TYPE_CHECKING:
-    from toolbox.models.chat import Chat
-    from toolbox.models.generate import Backend
+
+class CompletedRow(Path, kw_only=True):
+    """A completed prompt by any backend: not all endpoints count tokens, not all stored responses name a model."""
+
+    model: str | None
+    n_prompt_tokens: int | None
+    n_completion_tokens: int | None
+
+
+_HERE = frozenset(
+    {"trust_remote_code", "template", "dtype", "device", "batch_size", "batch_tokens", "threads", "num_processes",
+     "accelerate"}
+)  # fmt: skip
+_THERE = frozenset({"base_url", "api_key_env", "concurrency", "rpm", "timeout", "retries"})
+_ASKING = frozenset(
+    {"system", "raw", "temperature", "top_p", "max_new_tokens", "stop", "logprobs", "seed", "log", "resume"}
+)
+_UNUSED = {
+    "local": _THERE | {"replay"},
+    "openai": _HERE | {"replay"},
+    "replay": _HERE | _THERE | _ASKING,
+}
+"""Options that a backend has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """lm-generate's options."""
+    """lm-generate's options; ``given`` names those that were typed or set by a recipe."""
 
     file: str = "-"
+    backend: str = "local"
     model: str = "smollm2"
     trust_remote_code: bool = False
     map_fields: tuple[str, ...] = ()
     on_bad: str = "fail"
     rejects: str | None = None
     limit: int | None = None
+    log: str | None = None
+    resume: bool = False
+    replay: str | None = None
     template: str = "auto"
     system: str | None = None
     raw: bool = False
@@ -52,118 +78,182 @@ class Options:
     batch_tokens: int | None = None
     window: int = 256
     threads: int | None = None
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    rpm: float | None = None
+    timeout: float = 600.0
+    retries: int = 6
+    given: frozenset[str] = frozenset()
 
-
-class Item(msgspec.Struct):
-    """One prompt of a window, as it travels to the ranks: the tokens, and the paths (samples) wanted of it."""
-
-    ids: list[int]
-    paths: list[str]
-
-
-class Result(msgspec.Struct, array_like=True):
-    """One completion on its way back."""
-
-    place: int
-    text: str
-    finish_reason: str
-    n_prompt_tokens: int
-    n_completion_tokens: int
-    logprobs: list[float] | None
+    def decoding(self) -> Decoding:
+        """How tokens are chosen."""
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, self.stop, self.seed, self.logprobs)
 
 
 def check(options: Options) -> None:
     """What does not fit together."""
-    if options.n > 1 and options.temperature == 0:
+    backend = options.backend
+    for name in sorted(options.given & _UNUSED[backend]):
+        flag = "-j" if name == "num_processes" else "--" + name.replace("_", "-")
+        advice = "leave it out"
+        if name in ("num_processes", "accelerate") and backend == "openai":
+            advice += ": --concurrency is how many requests are under way at a time"
+        raise UsageProblem(f"{flag} has no use with --backend {backend}", advice)
+    if options.n > 1 and options.temperature == 0 and backend != "replay":
         raise UsageProblem(
             f"--n {options.n} with --temperature 0 would give {options.n} equal completions", "add --temperature 1"
         )
     if options.raw and options.template not in ("auto", "raw"):
         raise UsageProblem("--raw and --template exclude one another", "give one of them")
-
-
-class Windows:
-    """Rank 0's side: validated records, a window at a time, with duplicate paths refused inside a window."""
-
-    def __init__(self, options: Options, call: Invocation) -> None:
-        self.rejected: list[bytes] = []
-        self.reader = RecordReader(
-            PROMPT_SHAPES,
-            renames=parse_map(options.map_fields),
-            on_bad=options.on_bad,
-            rejects=lambda raw, _: self.rejected.append(raw),
-        )
-        self.options = options
-        self._records = self._checked(read_records(options.file, call.streams, self.reader))
-
-    def _checked(self, records: Iterator[Record]) -> Iterator[Record]:
-        taken = 0
-        if self.options.limit == 0:
-            return
-        for record in records:
-            if "completion" in record.data:
-                self.bad(
-                    record.bad(
-                        "the row has a `completion` already", "keep it with --map reference=completion", "$.completion"
-                    ),
-                    record,
-                )
-                continue
-            taken += 1
-            yield record
-            if taken == self.options.limit:  # and not one row more is read: the pipe may stay open
-                return
-
-    def bad(self, problem: BadData, record: Record) -> None:
-        """Raise, or count and keep for ``--rejects``."""
-        self.reader.bad(problem, msgspec.json.encode(record.data))
-
-    def next(self) -> list[Record]:
-        """The records of the next window; empty at the end."""
-        window: list[Record] = []
-        lines: dict[str, int | None] = {}
-        for record in self._records:
-            if (path := self.stem(record)) in lines:
-                what = f"the path {path} stands on line {lines[path]} already"
-                self.bad(record.bad(what, "give each row an `id` of its own", "$.id"), record)
-                continue
-            lines[path] = record.line
-            window.append(record)
-            if len(window) == self.options.window:
-                break
-        return window
-
-    @staticmethod
-    def stem(record: Record) -> str:
-        """``id/variant``, or ``id``: the path id without its sample."""
-        return f"{record.id}/{record.value.variant}" if record.value.variant is not None else record.id
+    if options.resume and options.log is None:
+        raise UsageProblem("--resume goes on with a log, and there is none", "name it with --log FILE")
+    if backend == "openai" and options.base_url is None:
+        raise UsageProblem("--backend openai needs an address", "as in --base-url http://localhost:8000/v1")
+    if backend == "openai" and options.model == "smollm2" and "model" not in options.given:
+        raise UsageProblem("--backend openai needs --model", "name the model as the server knows it")
+    if backend == "replay" and options.replay is None:
+        raise UsageProblem("--backend replay needs --replay FILE", "a log, or rows with completions")
+    if options.replay == options.file == "-":
+        raise UsageProblem("the input and --replay cannot both be read from stdin", "name a file for one of them")
+    if backend != "local" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+        raise UsageProblem(f"--backend {backend} takes one process", "start it without a launcher")
+    if options.log is not None and process_rank() == 0:
+        check_log(options.log, resume=options.resume)
 
 
 def run(options: Options, call: Invocation) -> None:
     """Complete every prompt of ``options.file``; one JSON line a completion, in input order."""
-    check(options)
-    source = find_model(options.model, trust_remote_code=options.trust_remote_code)
     leader = process_rank() == 0
-    windows = Windows(options, call) if leader else None
-    first = windows.next() if windows is not None else []
-    if call.dry_run:
-        if windows is not None:
-            _dry_run(windows, first, options, call)
-        return
-    if leader and not first and "WORLD_SIZE" not in os.environ:
-        _finish(windows, options, call)
-        return
-    _Generation(options, call, source, windows).run(first)
+    if options.backend != "local" and not leader:
+        return  # rank 0 says why
+    check(options)
+    with contextlib.ExitStack() as stack:
+        if options.backend == "local":
+            start = _local(options, call, stack)
+        else:
+            start = _replay(options, call, stack) if options.backend == "replay" else _endpoint(options, call, stack)
+        windows = Windows(options, call) if leader else None
+        first = windows.next() if windows is not None else []
+        if call.dry_run:
+            if windows is not None:
+                _dry_run(windows, first, start, options, call)
+            return
+        if leader and not first and "WORLD_SIZE" not in os.environ:
+            _finish(windows, options, call)
+            return
+        _write(start(windows)(first), windows, options, call)
 
 
-def _dry_run(windows: Windows, first: list[Record], options: Options, call: Invocation) -> None:
-    rows, window = 0, first
+Answers = Callable[[list[Record]], Iterator[list[Answered]]]
+Start = Callable[[Windows | None], Answers]
+
+
+def _open_log(options: Options, call: Invocation, stack: contextlib.ExitStack) -> ResponseLog | None:
+    """The log of this run, on rank 0: its state is judged before any model loads."""
+    if options.log is None or call.dry_run or process_rank() != 0:
+        return None
+    log = stack.enter_context(ResponseLog(options.log, resume=options.resume))
+
+    def tell() -> None:
+        if log.found:
+            call.reporter.note(f"{log.found} responses from {log.path}, {log.added} new")
+
+    stack.callback(tell)
+    return log
+
+
+def _local(options: Options, call: Invocation, stack: contextlib.ExitStack) -> Start:
+    source = find_model(options.model, trust_remote_code=options.trust_remote_code)
+    log = _open_log(options, call, stack)
+
+    def start(windows: Windows | None) -> Answers:
+        from toolbox.lm.local import LocalAnswers
+
+        return LocalAnswers(options, call, source, windows, log)
+
+    return start
+
+
+def _endpoint(options: Options, call: Invocation, stack: contextlib.ExitStack) -> Start:
+    from toolbox.lm.remote import EndpointAnswers, service
+
+    chosen = service(options, call)
+    log = _open_log(options, call, stack)
+
+    def start(windows: Windows | None) -> Answers:
+        assert windows is not None
+        return EndpointAnswers(options, call, windows, log, chosen)
+
+    return start
+
+
+def _replay(options: Options, call: Invocation, stack: contextlib.ExitStack) -> Start:
+    from toolbox.lm.remote import ReplayAnswers
+
+    assert options.replay is not None
+    replay = Replay(options.replay, call.streams, model=options.model if "model" in options.given else None)
+    stack.callback(replay.close)
+    if replay.torn:
+        call.reporter.warn(f"{replay.name}: its last line is cut off, and left out")
+
+    def start(windows: Windows | None) -> Answers:
+        assert windows is not None
+        return ReplayAnswers(windows, replay, call.reporter.warn)
+
+    return start
+
+
+def _write(answers: Iterator[list[Answered]], windows: Windows | None, options: Options, call: Invocation) -> None:
+    """Rows as they come; whatever ends this early, the backend is closed and what it finished is written."""
+    writer = JsonlWriter(call.streams)
+    with call.reporter.progress("row", None) as bar, contextlib.closing(answers):  # type: ignore[type-var]
+        for finished in answers:
+            for answered in finished:
+                for row in _rows(answered, options):
+                    writer.write(row)
+            writer.flush()
+            bar.advance(len(finished))
+    writer.close()
+    _finish(windows, options, call)
+
+
+def _rows(answered: Answered, options: Options) -> Iterator[dict[str, Any]]:
+    """Output rows: what came in, and the path that was taken."""
+    record = answered.record
+    for sample, one in enumerate(answered.completions):
+        row = {
+            **record.data,
+            "id": record.id,
+            "path_id": path_id(record.id, record.value.variant, sample),
+            "sample": sample,
+            "model": one.model if options.backend == "replay" else options.model,
+            "completion": one.text,
+            "finish_reason": one.finish_reason,
+            "n_prompt_tokens": one.n_prompt_tokens,
+            "n_completion_tokens": one.n_completion_tokens,
+        }
+        if one.logprobs is not None:
+            row["logprobs"] = list(one.logprobs)
+        yield row
+
+
+def _dry_run(windows: Windows, first: list[Record], start: Start, options: Options, call: Invocation) -> None:
+    """The plan; of stored responses, how many rows lack one."""
+    find = start(windows).find if options.backend == "replay" else None  # type: ignore[attr-defined]
+    rows, missing, window = 0, 0, first
     while window:
         rows += len(window)
+        for record in window if find is not None else ():
+            try:
+                find(record)
+            except BadData:
+                missing += 1
         window = windows.next()
+    plan = {"event": "plan", "command": call.command, "rows": rows, "completions": rows * options.n,
+            "skipped": windows.reader.skipped, "settings": call.settings}  # fmt: skip
     writer = JsonlWriter(call.streams)
-    writer.write({"event": "plan", "command": call.command, "rows": rows, "completions": rows * options.n,
-                  "skipped": windows.reader.skipped, "settings": call.settings})  # fmt: skip
+    writer.write(plan if find is None else {**plan, "missing": missing})
     writer.close()
 
 
@@ -174,156 +264,3 @@ def _finish(windows: Windows | None, options: Options, call: Invocation) -> None
         call.reporter.warn(f"{windows.reader.skipped} bad rows left out")
     if options.rejects is not None:
         write_rejects(options.rejects, windows.rejected)
-
-
-def _device(name: str) -> Any:
-    """A device that is there."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Unavailable(f"--device {name}: {error}", "auto takes a GPU where there is one, else the CPU") from None
-    return device
-
-
-class _Generation:
-    """The part that needs a model."""
-
-    def __init__(self, options: Options, call: Invocation, source: Any, windows: Windows | None) -> None:
-        import torch
-
-        from toolbox.models.load import load_model, load_tokenizer, prepare
-        from toolbox.training.processes import start_processes
-
-        self.options, self.call, self.windows = options, call, windows
-        self.decoding = Decoding(
-            options.max_new_tokens, options.temperature, options.top_p, options.stop, options.seed, options.logprobs
-        )
-        self.accelerator = start_processes()
-        device = self.accelerator.device if options.device == "auto" else _device(options.device)
-        dtype = options.dtype
-        if dtype == "auto":
-            dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        with self.accelerator.main_process_first():
-            prepare(source, call.reporter.note)
-        self.tokenizer = load_tokenizer(source, trust_remote_code=options.trust_remote_code)
-        model = load_model(source, dtype=dtype, trust_remote_code=options.trust_remote_code).to(device)
-        self.chat, self.plain = self._templates()
-        self.backend = self._backend(model, device)
-
-    def _templates(self) -> tuple[Chat, Chat]:
-        """How ``messages`` are rendered, and how a bare ``prompt`` is."""
-        from toolbox.models.chat import Chat
-
-        options = self.options
-        chat = Chat(self.tokenizer, "raw" if options.raw else options.template, options.system)
-        if options.template == "auto" and self.tokenizer.chat_template is None:
-            return chat, Chat(self.tokenizer, "raw", options.system)
-        return chat, chat
-
-    def _backend(self, model: Any, device: Any) -> Backend:
-        size = self.options.batch_size
-        self.batch_size = (32 if device.type == "cuda" else 16) if size == "auto" else int(size)
-        return LocalBackend(
-            model, self.tokenizer, end_ids=self.chat.end_ids, batch_size=self.batch_size,
-            batch_tokens=self.options.batch_tokens,
-        )  # fmt: skip
-
-    def run(self, first: list[Record]) -> None:
-        """Window after window until the input ends."""
-        from toolbox.training.processes import broadcast_bytes
-
-        writer = JsonlWriter(self.call.streams)
-        window = first
-        with self.call.reporter.progress("row", None) as bar:
-            while True:
-                records, items = self._items(window) if self.windows is not None else ([], [])
-                payload = broadcast_bytes(self.accelerator, msgspec.json.encode((bool(window), items)))
-                going, items = msgspec.json.decode(payload, type=tuple[bool, list[Item]])
-                if not going:
-                    break
-                results = self._complete(items)
-                if self.windows is not None:
-                    for row in self._rows(records, items, results):
-                        writer.write(row)
-                    writer.flush()
-                    bar.advance(len(records))
-                    window = self.windows.next()
-        writer.close()
-        _finish(self.windows, self.options, self.call)
-
-    def _items(self, window: Sequence[Record]) -> tuple[list[Record], list[Item]]:
-        """The window's prompts as tokens; rows whose prompt does not fit the model are bad rows."""
-        assert self.windows is not None
-        records, items = [], []
-        for record in window:
-            try:
-                ids = self._prompt_ids(record)
-                self.backend.room(Request(record.id, tuple(ids)), self.decoding)
-            except BadData as problem:
-                self.windows.bad(record.bad(problem.reason, problem.advice, problem.field), record)
-                continue
-            stem = Windows.stem(record)
-            records.append(record)
-            items.append(Item(ids, [f"{stem}/{sample}" for sample in range(self.options.n)]))
-        return records, items
-
-    def _prompt_ids(self, record: Record) -> list[int]:
-        """``messages`` where the model has a chat template, else the plain ``prompt`` if there is one."""
-        value = record.value
-        messages = getattr(value, "messages", None)
-        if messages is None or (self.plain is not self.chat and value.prompt is not None):
-            return self.plain.prompt([{"role": "user", "content": value.prompt}])
-        return self.chat.prompt([{"role": message.role, "content": message.content} for message in messages])
-
-    def _complete(self, items: Sequence[Item]) -> list[Completion]:
-        """All completions of a window, prompt by prompt and sample by sample, on every rank."""
-        from toolbox.training.processes import gather_bytes
-
-        options = self.options
-        requests = [Request(path, tuple(item.ids)) for item in items for path in item.paths]
-        batches = plan_batches(
-            [len(request.prompt_ids) + options.max_new_tokens for request in requests], self.batch_size,
-            options.batch_tokens,
-        )  # fmt: skip
-        mine: list[Result] = []
-        for batch in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            done = self.backend.complete([requests[place] for place in batch], self.decoding)
-            mine += [
-                Result(place, one.text, one.finish_reason, one.n_prompt_tokens, one.n_completion_tokens,
-                       None if one.logprobs is None else list(one.logprobs))
-                for place, one in zip(batch, done, strict=True)
-            ]  # fmt: skip
-        found: dict[int, Completion] = {}
-        for part in gather_bytes(self.accelerator, msgspec.json.encode(mine)):
-            for result in msgspec.json.decode(part, type=list[Result]):
-                logprobs = None if result.logprobs is None else tuple(result.logprobs)
-                found[result.place] = Completion(
-                    result.text, result.finish_reason, result.n_prompt_tokens, result.n_completion_tokens, logprobs
-                )  # type: ignore[arg-type]
-        return [found[place] for place in range(len(requests))]
-
-    def _rows(
-        self, records: Sequence[Record], items: Sequence[Item], completions: Sequence[Completion]
-    ) -> Iterator[dict[str, Any]]:
-        """Output rows: what came in, and the path that was taken."""
-        places = iter(completions)
-        for record, item in zip(records, items, strict=True):
-            for sample, path in enumerate(item.paths):
-                one = next(places)
-                row = {
-                    **record.data,
-                    "id": record.id,
-                    "path_id": path,
-                    "sample": sample,
-                    "model": self.options.model,
-                    "completion": one.text,
-                    "finish_reason": one.finish_reason,
-                    "n_prompt_tokens": one.n_prompt_tokens,
-                    "n_completion_tokens": one.n_completion_tokens,
-                }
-                if one.logprobs is not None:
-                    row["logprobs"] = list(one.logprobs)
-                yield row

@@ -61,9 +61,11 @@ class ToolCommand(click.Command):
         examples: Sequence[str],
         schema: Callable[[], dict[str, Any]],
         trainer: bool,
+        before_workers: Callable[[dict[str, Any]], None] | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.before_workers = before_workers
         self.examples = tuple(examples)
         self.schema = schema
         self.trainer = trainer
@@ -123,6 +125,8 @@ class ToolCommand(click.Command):
         dry_run = bool(values.pop("dry_run", False))
         wants_workers = house["accelerate"] or (house["num_processes"] or 1) > 1
         if wants_workers and not dry_run and not launch.under_launcher():
+            if self.before_workers is not None:
+                self.before_workers({key: value for key, value in values.items() if key != "quiet"})
             launch.run_workers(str(self.name), arguments or [], house["num_processes"], house["accelerate"])
             return
         launch.check_processes(house["num_processes"])
@@ -202,12 +206,18 @@ def _recipe_value(ctx: click.Context, parameter: click.Parameter, entry: Any, pa
 
 
 def command(
-    name: str, *, examples: Sequence[str], schema: Callable[[], dict[str, Any]], trainer: bool = False
+    name: str,
+    *,
+    examples: Sequence[str],
+    schema: Callable[[], dict[str, Any]],
+    trainer: bool = False,
+    before_workers: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[[Callable[..., Any]], ToolCommand]:
     """Make a function the command ``name``; it is called as ``function(invocation, **options)``.
 
     ``schema`` gives ``{"input": ..., "output": ...}`` as JSON Schemas; ``trainer`` marks commands that run on when
-    their stdout is closed.
+    their stdout is closed. ``before_workers`` is given the options before worker processes are started, to refuse in a
+    moment what they would refuse after many seconds.
     """
 
     def wrap(function: Callable[..., Any]) -> ToolCommand:
@@ -218,6 +228,7 @@ def command(
             examples=examples,
             schema=schema,
             trainer=trainer,
+            before_workers=before_workers,
             context_settings={"max_content_width": _HELP_WIDTH, "help_option_names": ["-h", "--help"]},
         )(decorated)
 

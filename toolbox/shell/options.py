@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import click
 
 from toolbox.shell.params import Decorator, Number, PathType, TemplateType, option, together
@@ -155,6 +158,62 @@ def launch_options() -> Decorator:
         option("--threads", group="Launch", type=Number(1, whole=True),
                help="CPU threads a process (default: an equal share of the cores)."),
     )  # fmt: skip
+
+
+class _VariableName(click.ParamType):
+    """The name of an environment variable. Not repeated in messages: a key in its place is a common slip."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(value)):
+            self.fail("the name of an environment variable is expected, never a key", param)
+        return str(value)
+
+
+def backend_options() -> Decorator:
+    """What completes prompts, the log of its responses, and stored ones."""
+    return together(
+        option("--backend", group="Generation", type=click.Choice(["local", "openai", "replay"]), default="local",
+               help="A model here, an OpenAI-compatible endpoint, or stored responses."),
+        option("--log", group="Input/Output", type=PathType(), help="Append each response to this file as it comes."),
+        option("--resume", group="Input/Output", is_flag=True, recipe=False,
+               help="Take what is in --log already and complete the rest."),
+        option("--replay", group="Input/Output", type=PathType(), help="Stored responses, for --backend replay."),
+    )  # fmt: skip
+
+
+def endpoint_options() -> Decorator:
+    """An OpenAI-compatible endpoint."""
+    return together(
+        option("--base-url", group="Generation", metavar="URL",
+               help="Address of the endpoint, as in http://localhost:8000/v1."),
+        option("--api-key-env", group="Generation", type=_VariableName(), default="OPENAI_API_KEY",
+               help="Environment variable that holds the endpoint's key."),
+        option("--concurrency", group="Generation", type=Number(1, 1024, whole=True), default=8,
+               help="Requests under way at a time; does not change the result."),
+        option("--rpm", group="Generation", type=Number(above=0), help="At most so many requests a minute to it."),
+        option("--timeout", group="Generation", type=Number(above=0), default=600.0,
+               help="Seconds that one attempt may take."),
+        option("--retries", group="Generation", type=Number(0, whole=True), default=6,
+               help="Further attempts after 429, 5xx and broken connections."),
+    )  # fmt: skip
+
+
+def given_options() -> frozenset[str]:
+    """Names of the options of the command being run that were typed, or set by a recipe to other than their default.
+
+    What the environment says is not meant for one command alone.
+    """
+    context = click.get_current_context()
+    typed, recipe = click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP
+
+    def given(one: click.Parameter) -> bool:
+        source, value = context.get_parameter_source(str(one.name)), context.params.get(str(one.name))
+        unset = value is None or value is False or value == () or value == one.default
+        return source is typed or (source is recipe and not unset)
+
+    return frozenset(str(one.name) for one in context.command.params if given(one))
 
 
 def generation_options() -> Decorator:
