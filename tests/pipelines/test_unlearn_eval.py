@@ -205,8 +205,9 @@ def test_errors_are_one_line_with_their_code(go, arguments, code, says):
 
 def test_a_model_in_the_environment_does_not_stand_in_the_way_of_a_log(go):
     assert go("--model", "tiny", *SHORT, "--log", "a.json").code == 0
-    done = go("--from-log", "a.json", env={"TOOLBOX_MODEL": "somewhere"})
+    done = go("--from-log", "a.json", env={"TOOLBOX_MODEL": "somewhere", "TOOLBOX_LIMIT": "3"})
     assert done.code == 0, done.err
+    assert go("--from-log", "a.json", "--limit", "3").code == 2
 
 
 def test_a_dry_run_counts_the_work_and_writes_nothing(go, here):

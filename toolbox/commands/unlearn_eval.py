@@ -125,4 +125,4 @@ def main(call: Invocation, **values: Any) -> None:
     typed = click.get_current_context().get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
     if values["from_log"] and not typed:  # the default model, or the environment's, is not meant
         values["model"] = ()
-    run(Options(**values), call)
+    run(Options(**values, given=groups.given_options()), call)

@@ -29,7 +29,7 @@ DERIVED = {"model_utility": ("prob", "rouge_l", "truth_ratio"), "forget_quality"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """unlearn-eval's options."""
+    """unlearn-eval's options; ``given`` are the names of those that were typed or set by a recipe."""
 
     model: tuple[str, ...] = ()
     from_log: tuple[str, ...] = ()
@@ -65,6 +65,7 @@ class Options:
     batch_tokens: int | str = "auto"
     seed: int = 0
     threads: int | None = None
+    given: frozenset[str] = frozenset()
 
     @property
     def files(self) -> dict[str, str]:
@@ -92,7 +93,7 @@ class Options:
         return tuple(name for name in METRICS if name in needed)
 
 
-ASKING = ("limit", "map_fields", "on_bad", "rejects", "template", "system", "max_new_tokens")
+ASKING = frozenset({"limit", "map_fields", "on_bad", "rejects", "template", "system", "max_new_tokens"})
 """Options about rows and how a model is asked, which a stored log has settled."""
 
 
@@ -100,10 +101,9 @@ def check(options: Options) -> None:
     """What does not fit together, before anything is read."""
     subjects = options.from_log or options.model
     if options.from_log:
-        for name in ASKING:
-            if getattr(options, name) != getattr(Options, name):
-                flag = {"map_fields": "map"}.get(name, name).replace("_", "-")
-                raise UsageProblem(f"--{flag} means nothing to --from-log", "the log's items were asked and answered")
+        for name in sorted(options.given & ASKING):
+            flag = {"map_fields": "map"}.get(name, name).replace("_", "-")
+            raise UsageProblem(f"--{flag} means nothing to --from-log", "the log's items were asked and answered")
     if options.from_log and options.model:
         raise UsageProblem("--from-log and --model exclude one another", "run the command once for each")
     if options.from_log and (options.suite or options.split or any(getattr(options, name) for name in SETS)):
