@@ -206,7 +206,7 @@ def _check_table(options: Options, table: Table) -> None:
             raise UsageProblem(f"--metrics {name}: no row has a {what}", "--metrics auto takes what is there")
     for kind, name in (("weighted", "score"), ("mask", "keep")):
         if kind in options.votes and not table.any(lambda row, name=name: getattr(row, name) is not None):
-            raise UsageProblem(f"--vote {kind}: no row has a `{name}`", "landscape-verify writes both, say")
+            raise UsageProblem(f"--vote {kind}: no row has a `{name}`", "weighted votes need score, masked ones keep")
 
 
 def _warnings(table: Table, answers: Answers, seen: Seen) -> Iterator[str]:
