@@ -65,6 +65,11 @@ def test_every_model_stands_where_its_two_numbers_put_it_and_methods_look_alike(
     assert "ES retain (n=56)" in axes.get_ylabel()
 
 
+def test_a_rectified_objective_is_told_from_the_bare_one():
+    lines = [line("a", 0.2, 0.6, "ga", rectify=False), line("b", 0.2, 0.9, "ga", rectify=True)]
+    assert legend(draw_tradeoff(lines, None))[:2] == ["ga", "ga, rectified"]
+
+
 def test_the_wanted_corner_is_marked_and_in_sight():
     figure = draw_tradeoff(LINES, None)
     assert drawn(figure)[-1][:3] == (0.0, 1.0, "*")

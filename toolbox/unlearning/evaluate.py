@@ -210,8 +210,9 @@ class Report:
             return
         from toolbox.unlearning.figures import draw_survival, draw_tradeoff
 
-        lines = [msgspec.to_builtins(score) for score in self.scores]
-        trials = {short: survival(line) for short, line in zip(short_names(self.scores), lines, strict=True)}
+        names = short_names(self.scores)
+        lines = [msgspec.to_builtins(score) | {"model": name} for name, score in zip(names, self.scores, strict=True)]
+        trials = {line["model"]: survival(line) for line in lines}
         for path in self.options.plot:
             draw_tradeoff(lines, path, "forgotten against kept")
             if any(len(found) > 1 for found in trials.values()):

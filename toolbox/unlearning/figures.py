@@ -25,8 +25,9 @@ def draw_tradeoff(
 
     ``lines`` are what unlearn-eval writes: ``model``, ``es.forget`` and ``es.retain``, ``low``, ``high`` and ``n`` of
     each in ``intervals.es`` where known, and ``run.method`` and ``run.options`` for a model that an unlearning run
-    made. Models of one method look alike. With ``sweep``, the name of an option, those that a method made with it are
-    joined in its order and named by its value; others stand alone.
+    made. Models of one method look alike; an objective with rectification and without are two methods. With ``sweep``,
+    the name of an option, those that a method made with it are joined in its order and named by its value; others stand
+    alone.
 
     Returns the figure (written to ``path`` where given). ValueError: no line with both numbers. UsageProblem: a path
     that is not svg, png or pdf.
@@ -59,6 +60,11 @@ def _es(line: Mapping[str, Any], which: str) -> float | None:
     return (line.get("es") or {}).get(which)
 
 
+def _method(line: Mapping[str, Any]) -> str:
+    method = (line.get("run") or {}).get("method") or ""
+    return f"{method}, rectified" if _setting(line, "rectify") is True else method
+
+
 def _setting(line: Mapping[str, Any], name: str) -> Any:
     return ((line.get("run") or {}).get("options") or {}).get(name)
 
@@ -71,7 +77,7 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 
 def _point(line: Mapping[str, Any], sweep: str | None) -> Point:
-    method = (line.get("run") or {}).get("method") or ""
+    method = _method(line)
     swept = _setting(line, sweep) if sweep is not None else None
     model = str(line["model"])
     return Point(
