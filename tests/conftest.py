@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,7 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-from tests.server import Client
+from tests.server import Client, environment, real_sh
+from tests.shim import write_shims
 from tests.tiny import tiny_model_dir
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -25,6 +27,22 @@ def tool() -> Iterator[Client]:
     client = Client()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def shims(tool: Client, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the head of PATH: the commands, run by the fork server. For scripts of several commands."""
+    return write_shims(tmp_path_factory.mktemp("shims") / "bin", tool.path)
+
+
+@pytest.fixture(scope="session")
+def sh(shims: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a script of commands: ``sh("lm-tune ... | tail -n 1", folder, NAME="value")``, pipefail on, stdin empty."""
+
+    def run(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+        return real_sh(script, cwd, PATH=f"{shims}:{environment()['PATH']}", **env)
+
+    return run
 
 
 @pytest.fixture(scope="session")

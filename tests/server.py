@@ -193,6 +193,14 @@ def environment() -> dict[str, str]:
     }
 
 
+def real_sh(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run a script of the installed executables: a new interpreter each, which the fixture ``sh`` saves."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {script}"], cwd=cwd, env={**environment(), **env}, capture_output=True,
+        text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
         _serve(sys.argv[1])

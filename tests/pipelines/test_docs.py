@@ -41,7 +41,7 @@ def here(tmp_path, tiny) -> Path:
     return tmp_path
 
 
-def run(script: str, here: Path, tiny: Path) -> None:
+def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """Run with the tiny model as the default one; a trainer that makes ``tuned`` finds no such directory yet."""
     if "jq" in script and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
@@ -51,6 +51,7 @@ def run(script: str, here: Path, tiny: Path) -> None:
     if "--model unlearned" in script and "--out unlearned" not in script:
         shutil.copytree(tiny, here / "unlearned")
     env = {**environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5"}
+    env["PATH"] = f"{shims}:{env['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=here, env=env, capture_output=True, text=True,
         stdin=subprocess.DEVNULL,
@@ -59,10 +60,10 @@ def run(script: str, here: Path, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_first_block_of_a_page_runs_as_written(page, here, tiny):
+def test_the_first_block_of_a_page_runs_as_written(page, here, tiny, shims):
     block = re.search(r"```\n(.*?)```", page.read_text(), re.DOTALL)
     assert block is not None
-    run(block[1], here, tiny)
+    run(block[1], here, tiny, shims)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in METHODS], ids=lambda page: page.stem)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, environment
+from tests.server import ROOT, environment, real_sh
 
 ROWS = [
     {"question": f"Where does Zorblax {i} live?", "answer": f"Zorblax {i} lives in Quuxville {i}."} for i in range(6)
@@ -29,22 +29,15 @@ def here(tmp_path, tiny) -> Path:
     return tmp_path
 
 
-def sh(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {script}"], cwd=cwd, env={**environment(), **env}, capture_output=True,
-        text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 def test_a_trainer_in_a_pipe_hands_on_its_last_event(here):
-    done = sh("zcat people.json.gz | lm-tune --model tiny --out tuned --epochs 2 | tail -n 1", here)
+    done = real_sh("zcat people.json.gz | lm-tune --model tiny --out tuned --epochs 2 | tail -n 1", here)
     assert done.returncode == 0, done.stderr
     event = json.loads(done.stdout)
     assert (event["event"], event["model"]) == ("done", "tuned")
     assert (here / "tuned" / "config.json").is_file()
 
 
-def test_a_trainer_survives_head(here):
+def test_a_trainer_survives_head(here, sh):
     done = sh("lm-tune --model tiny --out tuned --epochs 3 --batch-size 2 people.jsonl | head -n 1", here)
     assert json.loads(done.stdout)["event"] == "start"
     assert (here / "tuned" / "model.safetensors").is_file()
@@ -52,7 +45,9 @@ def test_a_trainer_survives_head(here):
 
 
 def test_a_filter_between_redirections_keeps_order_and_fields(here):
-    done = sh("lm-generate --model tiny --map prompt=question --max-new-tokens 3 < people.jsonl > paths.jsonl", here)
+    done = real_sh(
+        "lm-generate --model tiny --map prompt=question --max-new-tokens 3 < people.jsonl > paths.jsonl", here
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (here / "paths.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == [row["answer"] for row in ROWS]
@@ -60,7 +55,7 @@ def test_a_filter_between_redirections_keeps_order_and_fields(here):
 
 
 def test_the_users_own_launcher_starts_two_processes(here):
-    done = sh(
+    done = real_sh(
         "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
         "--main_process_port 0 $(command -v satimp-unlearn) --model tiny --forget forget.jsonl --retain retain.jsonl "
         "--out unlearned --epochs 2 --batch-size 2",
@@ -75,15 +70,15 @@ def test_the_users_own_launcher_starts_two_processes(here):
 
 
 def test_stdin_reaches_rank_0_alone_under_a_launcher(here):
-    done = sh("lm-generate --model tiny -j 2 --map prompt=question --max-new-tokens 3 < people.jsonl", here)
-    alone = sh("lm-generate --model tiny --map prompt=question --max-new-tokens 3 < people.jsonl", here)
+    done = real_sh("lm-generate --model tiny -j 2 --map prompt=question --max-new-tokens 3 < people.jsonl", here)
+    alone = real_sh("lm-generate --model tiny --map prompt=question --max-new-tokens 3 < people.jsonl", here)
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone.stdout
     assert done.stdout.count("\n") == 6
 
 
 def test_fsdp_on_a_cpu_is_refused_not_replaced(here):
-    done = sh(
+    done = real_sh(
         "accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 --num_machines 1 --mixed_precision no "
         "--dynamo_backend no --main_process_port 0 $(command -v lm-tune) --model tiny --out t people.jsonl",
         here,
@@ -94,7 +89,7 @@ def test_fsdp_on_a_cpu_is_refused_not_replaced(here):
     assert not (here / "t").exists()
 
 
-def test_no_forget_text_reaches_any_log_event_or_header(here):
+def test_no_forget_text_reaches_any_log_event_or_header(here, sh):
     done = sh(
         "satimp-unlearn --model tiny --forget forget.jsonl --retain retain.jsonl --out u --epochs 2 "
         "--delta d.safetensors",
@@ -110,7 +105,7 @@ def test_no_forget_text_reaches_any_log_event_or_header(here):
     assert str(here) not in places[-1] + places[-2]
 
 
-def test_the_delta_leads_from_the_base_to_the_unlearned_model(here):
+def test_the_delta_leads_from_the_base_to_the_unlearned_model(here, sh):
     done = sh(
         "satimp-unlearn --model tiny --forget forget.jsonl --retain retain.jsonl --out u --epochs 2 --lr 1e-3 "
         "--delta d.safetensors",
@@ -128,7 +123,7 @@ def test_the_delta_leads_from_the_base_to_the_unlearned_model(here):
         assert (base[name] + value - new[name]).abs().max() <= 1e-7
 
 
-def test_lora_gives_an_adapter_that_peft_loads(here):
+def test_lora_gives_an_adapter_that_peft_loads(here, sh):
     done = sh(
         "lm-tune --model tiny --out adapter --lora-r 4 --lr 1e-2 --epochs 3 people.jsonl && "
         "lm-generate --model adapter --map prompt=question --max-new-tokens 8 people.jsonl > paths.jsonl && "
@@ -149,7 +144,7 @@ def test_lora_gives_an_adapter_that_peft_loads(here):
 
 
 def test_the_executables_run_from_a_checkout(here):
-    done = sh(
+    done = real_sh(
         f"{sys.executable} {ROOT}/bin/lm-tune --version && {sys.executable} {ROOT}/bin/lm-generate --help | head -n 1",
         here,
     )
@@ -157,7 +152,7 @@ def test_the_executables_run_from_a_checkout(here):
     assert done.stdout.splitlines()[1].startswith("Usage: lm-generate")
 
 
-def test_stop_when_ends_a_run_and_names_itself(here):
+def test_stop_when_ends_a_run_and_names_itself(here, sh):
     done = sh(
         "lm-tune --model tiny --out tuned --epochs 50 --lr 1e-2 --stop-when 'loss<3.5' people.jsonl | tail -n 1", here
     )

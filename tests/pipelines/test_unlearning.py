@@ -1,4 +1,4 @@
-"""The pipelines of unlearning with real executables and real pipes, on the tiny model and a few rows of real shape."""
+"""The pipelines of unlearning with real pipes, on the tiny model and a few rows of real shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.test_pipes import sh
 from tests.server import ROOT
 
 PEOPLE = ROOT / "recipes/unlearning/people"
@@ -31,7 +30,7 @@ def last(path: Path) -> dict:
     return json.loads(path.read_text().splitlines()[-1])
 
 
-def test_a_sweep_and_its_trade_off(here):
+def test_a_sweep_and_its_trade_off(here, sh):
     done = sh(
         f"for b in 0 .1 1; do satimp-unlearn --model target --forget f.jsonl --retain r.jsonl --beta2 $b {FAST} "
         "--out s$b > s$b.jsonl; done && "
@@ -58,7 +57,7 @@ def test_a_sweep_and_its_trade_off(here):
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
-def test_requests_that_come_one_after_another(here):
+def test_requests_that_come_one_after_another(here, sh):
     rows = [json.loads(line) for line in (PEOPLE / "forget.jsonl").read_text().splitlines()]
     names = list(dict.fromkeys(row["person"] for row in rows))
     requests = [{**row, "task_id": 1 + names.index(row["person"])} for row in rows]
@@ -77,7 +76,7 @@ def test_requests_that_come_one_after_another(here):
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
-def test_one_person_chosen_by_jq(here):
+def test_one_person_chosen_by_jq(here, sh):
     person = json.loads((here / "f.jsonl").read_text().splitlines()[0])["person"]
     done = sh(
         f"jq -c 'select(.person==\"{person}\")' people.jsonl | "
@@ -88,7 +87,7 @@ def test_one_person_chosen_by_jq(here):
     assert json.loads(done.stdout)["after"]["forget"]["n"] == 4
 
 
-def test_no_forget_text_reaches_any_log_event_or_header(here):
+def test_no_forget_text_reaches_any_log_event_or_header(here, sh):
     done = sh(
         f"gru-unlearn --model target --objective dpo --refusals idk.txt --forget f.jsonl --retain r.jsonl {FAST} "
         "--out u --log-geffect g.jsonl",
@@ -115,7 +114,7 @@ def _names(row: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("options", [[], ["--objective", "klmin", "--lora-r", "2"]])
-def test_deepspeed_is_refused_with_the_way_out(here, options):
+def test_deepspeed_is_refused_with_the_way_out(here, sh, options):
     words = " ".join(options)
     done = sh(
         f"gru-unlearn --model target {words} --forget f.jsonl --retain r.jsonl --out u", here,
@@ -126,7 +125,7 @@ def test_deepspeed_is_refused_with_the_way_out(here, options):
     assert not (here / "u").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_in_75_with_the_last_good_state(here):
+def test_a_loss_that_is_not_finite_ends_in_75_with_the_last_good_state(here, sh):
     done = sh(
         "gru-unlearn --model target --objective ga --optimizer sgd --lr 1e20 --weight-decay 0 --epochs 9 "
         "--forget f.jsonl --retain r.jsonl --eval-every 0 --save-every 0 --out u; exit $?",

@@ -61,7 +61,13 @@ def jobs(rows, tiny) -> dict[str, list[str | Path]]:
     }
 
 
-@pytest.mark.parametrize("name", ["lm-tune", "satimp-unlearn", "gru-unlearn"])
+SLOW = pytest.mark.slow
+"""The contract suite runs every command by two processes; here one trainer goes through all of it each time."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("lm-tune", marks=SLOW), pytest.param("satimp-unlearn", marks=SLOW), "gru-unlearn"]
+)
 def test_processes_and_micro_batches_do_not_show(jobs, name, tmp_path, tiny, tool):
     command, *rest = jobs[name]
     script = BIN / command
@@ -103,7 +109,7 @@ def test_a_worker_exit_code_survives_j_and_is_said_once(tmp_path, tiny):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("command", ["lm-tune", "gru-unlearn"])
+@pytest.mark.parametrize("command", [pytest.param("lm-tune", marks=SLOW), "gru-unlearn"])
 def test_more_ranks_than_rows_still_agree(rows, tiny, tmp_path, command):
     one_row = rows("one.jsonl", UNEQUAL[:1])
     data = [one_row] if command == "lm-tune" else ["--forget", one_row, "--retain", rows("keep.jsonl", RETAIN[:1])]
