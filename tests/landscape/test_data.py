@@ -15,7 +15,7 @@ from tests.conftest import SHARED
 from tests.tiny import tiny_tokenizer
 from toolbox.landscape.data import Asking, Paths
 from toolbox.landscape.encode import Encoder, encode_paths, model_digest, tokenizer_digest
-from toolbox.landscape.notes import notes, warnings
+from toolbox.landscape.output import notes, warnings
 from toolbox.landscape.wording import Wording, split_thoughts
 from toolbox.models.load import ModelSource
 from toolbox.shell.errors import BadData, UsageProblem

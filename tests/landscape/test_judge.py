@@ -24,12 +24,10 @@ from toolbox.landscape.judge import (
     quality,
     relabelled,
     shuffled,
-    vote,
     vote_outcomes,
     within_aucs,
 )
 from toolbox.landscape.verifier import fit, path_features
-from toolbox.lot import votes as lot_votes
 
 NO = math.nan
 
@@ -102,25 +100,6 @@ def test_a_score_is_of_a_model_that_never_saw_a_path_of_the_question():
 
 
 # --- votes ---
-
-
-def test_votes_are_those_of_lot_eval():
-    draw = np.random.default_rng(0)
-    for _ in range(400):
-        answers = [None if one == 0 else "abc"[one - 1] for one in draw.integers(0, 4, draw.integers(1, 8))]
-        scores = [None if one == 0 else one / 10 for one in draw.integers(0, 6, len(answers)).tolist()]
-        assert vote(answers, [1.0] * len(answers)) == lot_votes.vote("plurality", answers).winner
-        assert vote(answers, scores) == lot_votes.vote("weighted", answers, scores=scores).winner
-
-
-def test_ties_go_to_the_first_seen_and_nobody_wins_without_votes():
-    assert vote("ba", [1.0, 1.0]) == "b"
-    assert vote("abb", [0.3, 0.1, 0.2]) == "a"  # .1 + .2 is not .3 in binary, but it is as much
-    assert vote("ab", [0.0, 0.0]) == "a"
-    assert vote([None, "a"], [1.0, None]) is None
-    assert vote("", []) is None
-    with pytest.raises(ValueError, match="shorter"):
-        vote("ab", [1.0])
 
 
 def test_accuracies_of_one_poll_by_hand():
@@ -338,16 +317,6 @@ def test_on_questions_that_were_not_trained_on_neither():
     assert round(found.accuracies["plurality"].estimate, 3) == 0.594
     assert round(found.accuracies["weighted"].estimate, 3) == 0.597
     assert (found.gain.low, found.gain.high) == pytest.approx((-0.008, 0.014), abs=0.002)
-
-
-def test_the_votes_on_them_are_those_of_lot_eval():
-    score, given, rows = released()
-    for places in given.parts():
-        answers = [rows[place]["pred"] for place in places]
-        scores = [rows[place]["score"] for place in places]
-        assert vote(answers, scores) == lot_votes.vote("weighted", answers, scores=scores).winner
-        assert vote(answers, [1.0] * len(answers)) == lot_votes.vote("plurality", answers).winner
-    assert len(score) == sum(map(len, given.parts()))
 
 
 def demo() -> tuple[np.ndarray, Polls]:

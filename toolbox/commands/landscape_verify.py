@@ -13,7 +13,7 @@ from toolbox.shell.params import Decorator, Number, PathType, option, together
 
 def schema() -> dict[str, Any]:
     """JSON Schemas of the paths read and the paths written."""
-    from toolbox.landscape.verify_rows import ScoredPath
+    from toolbox.landscape.lines import ScoredPath
     from toolbox.shell.items import PATH_SHAPES
     from toolbox.shell.records import json_schema
 

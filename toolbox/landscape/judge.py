@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolbox.landscape.method import Floats, Integers
+from toolbox.models.votes import vote
 from toolbox.stats import Interval, auc, bootstrap_mean, paired_bootstrap, sign_flip, wilson
 
 DRAWS = 2000
 SIGNIFICANT = 0.05
 FEW_QUESTIONS = 20
 """Below this many questions intervals are too narrow and one question more may turn a result."""
-
-_ROUNDING = 1e-12  # share of the largest weight within which two sums of scores count as equal
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -238,19 +237,6 @@ def _best(score: Floats, correct: NDArray[np.int8]) -> float:
     return 0.0 if np.isnan(score).all() else float(correct[np.nanargmax(score)] == 1)
 
 
-def vote(answers: Sequence[Hashable | None], weights: Sequence[float | None]) -> Hashable | None:
-    """The answer with the most weight, the first seen of those with as much; None where nobody votes.
-
-    An answer of None does not vote, nor does a weight of None. ValueError: sequences of different length.
-    """
-    sums: dict[Hashable, float] = {}
-    for answer, weight in zip(answers, weights, strict=True):
-        if answer is not None and weight is not None:
-            sums[answer] = sums.get(answer, 0.0) + weight
-    most = max(sums.values(), default=0.0)
-    return next((answer for answer, weight in sums.items() if weight >= most * (1 - _ROUNDING)), None)
-
-
 def vote_outcomes(score: Floats, polls: Polls) -> tuple[dict[str, Floats], Integers]:
     """Name to (U,) outcome of each poll whose right answer is known, 0 to 1, and the (U,) question of each.
 
@@ -261,19 +247,17 @@ def vote_outcomes(score: Floats, polls: Polls) -> tuple[dict[str, Floats], Integ
     known = polls.correct >= 0
     score, polls = score[known], polls.only(known)
 
-    def voted(rows: Integers, weights: Sequence[float | None], blank: bool = False) -> float:
-        given = polls.answer[rows].tolist()
-        winner = vote([one if one >= 0 or blank else None for one in given], weights)
-        return float(any(polls.correct[rows[polls.answer[rows] == winner]] == 1)) if winner is not None else 0.0
-
-    def weights(rows: Integers) -> list[float | None]:
-        return [None if math.isnan(one) else one for one in score[rows].tolist()]
+    def voted(kind: str, rows: Integers, blank: bool = False) -> float:
+        given = [one if one >= 0 else None for one in polls.answer[rows].tolist()]
+        weights = [None if math.isnan(one) else one for one in score[rows].tolist()]
+        winner = vote(kind, given, scores=weights, blank=blank).winner
+        return 0.0 if winner is None else float(any(polls.correct[rows[polls.answer[rows] == winner]] == 1))
 
     rules: dict[str, Callable[[Integers], float]] = {
         "mean path": lambda rows: float(np.mean(polls.correct[rows] == 1)),
-        "plurality": lambda rows: voted(rows, [1.0] * len(rows)),
-        "plurality, blanks vote": lambda rows: voted(rows, [1.0] * len(rows), blank=True),
-        "weighted": lambda rows: voted(rows, weights(rows)),
+        "plurality": lambda rows: voted("plurality", rows),
+        "plurality, blanks vote": lambda rows: voted("plurality", rows, blank=True),
+        "weighted": lambda rows: voted("weighted", rows),
         "best of r": lambda rows: _best(score[rows], polls.correct[rows]),
         "oracle": lambda rows: float(np.any(polls.correct[rows] == 1)),
     }

@@ -1,8 +1,8 @@
-"""What landscape-plot writes to stdout, as records; importing this costs no numpy."""
+"""What the commands write to stdout, as records; importing this costs no numpy."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -49,3 +49,12 @@ class DoneLine(msgspec.Struct):
     judged: int
     correct: int
     figures: list[str]
+
+
+class ScoredPath(msgspec.Struct, kw_only=True):
+    """A path as it came in, with the probability that its answer is right: the weight of its vote."""
+
+    score: Annotated[float, msgspec.Meta(ge=0, le=1, description="null for a path without thoughts")] | None
+    pred: Annotated[
+        str | int | float | bool | None, msgspec.Meta(description="as it came in, else the answer that was read")
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from toolbox.landscape.data import Path, Paths
+from toolbox.landscape.data import MOST_SINGLE, Path, Paths
 from toolbox.landscape.features import Features, write_features
 from toolbox.landscape.metrics import Cell, Facet, facet_masks, facet_name, path_records, tables
 from toolbox.landscape.project import (
@@ -209,7 +210,43 @@ def _path_lines(result: Result) -> Iterator[dict[str, Any]]:
         yield {**line, "thoughts": path.thoughts} if result.options.log_text else line
 
 
-# --- for people -------------------------------------------------------------------------------------------------------
+# --- for people: nothing is left out or taken for something else without a word ---------------------------------------
+
+
+def warnings(paths: Paths) -> Iterator[str]:
+    """What makes a picture say less than it seems to."""
+    total = len(paths.paths)
+    if without := sum(not path.thoughts for path in paths.paths):
+        yield f"{without} of {total} paths have no thoughts: they count as paths, but are not on the map"
+    single = sum(len(path.thoughts) == 1 for path in paths.paths)
+    cut = sum(len(path.thoughts) == 1 and path.cut for path in paths.paths)
+    if cut and single > MOST_SINGLE * total and paths.wording.split == "line":
+        yield f"{single} of {total} paths have a single thought: --split sentence cuts them further"
+    if paths.strangers:
+        yield f"{paths.strangers} rows have a `pred` that is none of the choices: taken for no answer"
+    unknown = sum(paths.questions[path.question].gold < 0 for path in paths.paths)
+    if unknown:
+        yield f"{unknown} of {total} paths have no `answer` to compare with: no right or wrong for them"
+
+
+def notes(paths: Paths, model: str | None) -> Iterator[str]:
+    """What is good to know; ``model`` is the one that scores, None where nothing is scored."""
+    sizes = Counter(len(paths.questions[path.question].answers) for path in paths.paths)
+    if len(sizes) > 1:
+        told = ", ".join(f"{sizes[k]} paths with {k} choices" for k in sorted(sizes))
+        yield f"one map for each number of choices: {told}"
+    if model is None:
+        return
+    texts: dict[int, set[object]] = {}
+    for path in paths.paths:
+        texts.setdefault(path.question, set()).add(path.asking)
+    if several := sum(len(found) > 1 for found in texts.values()):
+        yield f"{several} questions are asked in several ways: the start drawn is that of the first path of each"
+    own = {path.facets["model"] for path in paths.paths} - {None}
+    names = {FilePath(name).name for name in own if name is not None}
+    if own and names != {FilePath(model).name}:
+        told = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+        yield f"the paths are of {told}; {FilePath(model).name} scores them as somebody else's"
 
 
 def summary_table(cells: Sequence[Cell]) -> Any:

@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox.landscape.data import Path, Paths
+from toolbox.landscape.data import Paths
 from toolbox.landscape.journal import NAME, Contents, Head, Journal, read_journal
+from toolbox.landscape.reading import PathReader
 from toolbox.landscape.settings import Options, check, check_map, in_output, said_once
 from toolbox.models.load import ModelSource, find_model, prepare
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file, sha256_file
-from toolbox.shell.items import PATH_SHAPES
-from toolbox.shell.records import RecordReader, parse_map, read_records, write_rejects
-from toolbox.shell.streams import JsonlWriter, display_name, process_rank
+from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.state import check_fingerprint
 
 if TYPE_CHECKING:
@@ -70,27 +68,21 @@ class _Run:
     def __init__(self, options: Options, call: Invocation) -> None:
         self.options, self.call, self.reporter = options, call, call.reporter
         self.began = time.time()
-        self.left_out: list[str] = []
         self.processes = 1
-        self._rejected: list[bytes] = []
-        self.reader = RecordReader(
-            PATH_SHAPES,
-            renames=parse_map(options.map_fields),
-            on_bad=options.on_bad,
-            rejects=(lambda raw, _: self._rejected.append(raw)) if options.rejects is not None else None,
-        )
+        self.reader = PathReader(options, call, options.limit)
 
     # -- the two ways
     def with_model(self, source: ModelSource) -> None:
         """Score what the journal does not have, then finish."""
         options = self.options
         with self._output() as out:
-            paths = self._read(Paths(options.wording, options.facets))
+            paths = self.reader.read(Paths(options.wording, options.facets))
             check_map(options, paths)
             if out is None:
                 from toolbox.landscape.dry_run import show_plan
 
-                show_plan(options, self.call, source, paths, self._refuse)
+                show_plan(options, self.call, source, paths, self.reader.refuse)
+                self._tell(paths)
                 return
             prepare(source, self.reporter.note)
             marks = self._marks(paths, source)
@@ -111,8 +103,9 @@ class _Run:
 
         options = self.options
         with self._output() as out:
-            features, paths = stored_features(options, self._read, self._refuse)
+            features, paths = stored_features(options, self.reader)
             check_map(options, paths)
+            self._tell(paths)
             if out is None:
                 from toolbox.landscape.dry_run import write_plan
 
@@ -126,7 +119,6 @@ class _Run:
             if out.finished:
                 self._repeat(out, marks)
                 return
-            self._tell(paths)
             self._finish(out, paths, features, marks, len(paths.to_score()))
 
     # -- reading
@@ -139,43 +131,11 @@ class _Run:
         with OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume) as out:
             yield out
 
-    def _read(self, paths: Paths) -> Paths:
-        options, taken = self.options, 0
-        records = read_records(options.file, self.call.streams, self.reader)
-        while options.limit is None or taken < options.limit:  # and not one row more is read: the pipe may stay open
-            record = next(records, None)
-            if record is None:
-                break
-            try:
-                paths.add(record)
-                taken += 1
-            except BadData as problem:
-                self.reader.bad(problem, msgspec.json.encode(record.data))
-        self._some(paths)
-        return paths
-
-    def _some(self, paths: Paths) -> None:
-        if not paths.paths:
-            skipped = f" ({self.reader.skipped} bad rows skipped)" if self.reader.skipped else ""
-            raise BadData(
-                f"is empty: no paths{skipped}", "give at least one reasoning path", file=display_name(self.options.file)
-            )
-
-    def _refuse(self, problem: BadData, path: Path) -> None:
-        """A path that turned out bad after it was read: raise, or count it and keep it for the rejects."""
-        self.reader.bad(problem, msgspec.json.encode(path.record.data))
-        self.left_out.append(path.id)
-
     def _tell(self, paths: Paths) -> None:
         """What people should know of the rows; rows that were left out are written where they were asked for."""
-        from toolbox.landscape.notes import notes, warnings
+        from toolbox.landscape.output import notes, warnings
 
-        if self.reader.skipped:
-            self.reporter.warn(f"{self.reader.skipped} bad rows left out")
-        if self.options.rejects is not None:
-            write_rejects(self.options.rejects, self._rejected)
-        for line in warnings(paths):
-            self.reporter.warn(line)
+        self.reader.tell(warnings(paths))
         for line in notes(paths, None if self.options.features is not None else self.options.model):
             self.reporter.note(line)
 
@@ -224,7 +184,7 @@ class _Run:
             if found is not None:
                 check_fingerprint(found.head.scoring, told)
                 self.reporter.note(f"goes on: {len(done)} of {len(chains)} paths were scored before")
-            return Journal(out.partial / NAME, Head(marks, told, self.left_out), found)
+            return Journal(out.partial / NAME, Head(marks, told, self.reader.left_out), found)
 
         names = [paths.paths[number].id for number in paths.to_score()]
         scored = score_paths(self.options, self.call, source, Job(chains, done, names, begin))
@@ -236,8 +196,8 @@ class _Run:
         from toolbox.landscape.encode import encode_paths, load_encoder
 
         encoder, window = load_encoder(self.options, source)
-        chains = encode_paths(paths, encoder, window, self._refuse)
-        self._some(paths)
+        chains = encode_paths(paths, encoder, window, self.reader.refuse)
+        self.reader.some(paths)
         check_map(self.options, paths)
         self._tell(paths)
         return chains, encoder.template

@@ -22,8 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from toolbox.landscape.features import Features, Scoring
 from toolbox.landscape.method import Floats, Integers, l1_features, nearest, path_perplexity, uncertainty_normalised
 from toolbox.shell.errors import BadData
-from toolbox.shell.files import atomic_file
-from toolbox.weights.layout import PREFIX_BYTES, header_length, parse_header, plan
+from toolbox.weights.arrays import ArrayFile, write_arrays
 from toolbox.weights.provenance import canonical
 
 FeatureSet = Literal["states", "summary"]
@@ -300,7 +299,6 @@ _ARRAYS: dict[str, dict[str, str]] = {
     },
     "logreg": dict.fromkeys(("mean", "scale", "coefficient", "intercept"), "F64"),
 }
-_NUMPY = {"F64": "<f8", "I32": "<i4", "U8": "u1"}
 _SEEN = "seen"
 
 
@@ -311,21 +309,16 @@ def write_verifier(
 
     ``metadata``: further strings for the header, such as those of ``toolbox.weights.provenance.header``.
     """
-    kinds = {**_ARRAYS[verifier.recipe.kind], _SEEN: "U8"}
-    arrays = {
-        name: np.ascontiguousarray(verifier.seen if name == _SEEN else getattr(verifier.model, name), _NUMPY[of])
-        for name, of in kinds.items()
-    }
-    told = canonical(
-        msgspec.to_builtins(_Header(VERSION, verifier.recipe, verifier.scoring, verifier.paths, verifier.right))
-    )
-    prefix, order = plan(
-        {name: (of, arrays[name].shape) for name, of in kinds.items()}, {**(metadata or {}), KEY: told}
-    )
-    with atomic_file(path, overwrite=overwrite) as handle:
-        handle.write(prefix)
-        for name in order:
-            handle.write(arrays[name].tobytes())
+    kinds = _kinds(verifier.recipe.kind)
+    arrays = {name: verifier.seen if name == _SEEN else getattr(verifier.model, name) for name in kinds}
+    told = _Header(VERSION, verifier.recipe, verifier.scoring, verifier.paths, verifier.right)
+    header = {**(metadata or {}), KEY: canonical(msgspec.to_builtins(told))}
+    write_arrays(path, arrays, kinds, header, overwrite=overwrite)
+
+
+def _kinds(kind: Kind) -> dict[str, str]:
+    """Name to format type of the arrays of a model of that kind."""
+    return {**_ARRAYS[kind], _SEEN: "U8"}
 
 
 def read_verifier(path: str | Path) -> Verifier:
@@ -334,26 +327,17 @@ def read_verifier(path: str | Path) -> Verifier:
     Raises: MissingInput (66) for a file that is not there; BadData (65) for one that is damaged, is something else, or
     whose trees lead nowhere: what passes here can be descended without end or fault for any features of its length.
     """
-    file, raw = str(path), Path(path).read_bytes()
-    length = header_length(raw[:PREFIX_BYTES], file)
-    data = memoryview(raw)[PREFIX_BYTES + length :]
-    header = parse_header(raw[PREFIX_BYTES : PREFIX_BYTES + length], file, len(data))
-    field_name = f"__metadata__.{KEY}"
-    if KEY not in header.metadata:
+    found = ArrayFile(path, _ADVICE)
+    file, field_name = found.file, f"__metadata__.{KEY}"
+    if KEY not in found.metadata:
         raise BadData("is not a verifier of landscape-verify", _ADVICE, file=file, field=field_name)
     try:
-        told = msgspec.json.decode(header.metadata[KEY].encode(), type=_Header)
+        told = msgspec.json.decode(found.metadata[KEY].encode(), type=_Header)
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
         raise BadData(f"cannot be read: {error}", _ADVICE, file=file, field=field_name) from None
     if told.version != VERSION:
         raise BadData(f"is of version {told.version}, known is {VERSION}", _ADVICE, file=file)
-    arrays = {}
-    for name, of in {**_ARRAYS[told.recipe.kind], _SEEN: "U8"}.items():
-        entry = header.entries.get(name)
-        if entry is None or entry.dtype != of:
-            found = "is missing" if entry is None else f"is of type {entry.dtype}"
-            raise BadData(f"array {name!r} of type {of} {found}", _ADVICE, file=file)
-        arrays[name] = np.frombuffer(data[entry.begin : entry.end], dtype=_NUMPY[of]).reshape(entry.shape)
+    arrays = found.arrays(_kinds(told.recipe.kind))
     seen = arrays.pop(_SEEN)
     model: Model = Forest(**arrays) if told.recipe.kind == "rf" else Logistic(**arrays)
     for wrong in _faults(told.recipe, model, seen):

@@ -24,6 +24,8 @@ from toolbox.landscape.judge import (
     relabelled,
 )
 from toolbox.landscape.method import Floats
+from toolbox.landscape.reading import PathReader
+from toolbox.landscape.stored import read_stored
 from toolbox.landscape.verifier import (
     FeatureSet,
     Kind,
@@ -35,8 +37,7 @@ from toolbox.landscape.verifier import (
     write_verifier,
 )
 from toolbox.landscape.verify_report import Setup, about, counts, markdown, renderables, verdict
-from toolbox.landscape.verify_rows import digests
-from toolbox.landscape.verify_task import Task, check_outcomes, read_paths, task_of
+from toolbox.landscape.verify_task import Task, check_outcomes, digests, task_of
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import CannotCreate, UsageProblem
 from toolbox.shell.files import atomic_file, sha256_file
@@ -109,7 +110,10 @@ def run(options: Options, call: Invocation) -> None:
         return
     features = read_features(options.features)
     loaded = read_verifier(options.load) if options.load is not None else None
-    task = task_of(read_paths(options, features, call), features, loaded, options)
+    reader = PathReader(options, call)
+    paths, at = read_stored(reader, features, options.features)
+    reader.tell()
+    task = task_of(paths, at, features, loaded, options)
     check_outcomes(task, options)
     if call.dry_run:
         _dry_run(task, options, call)

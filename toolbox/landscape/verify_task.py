@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import hashlib
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from toolbox.landscape.data import Paths
-from toolbox.landscape.features import Features, check_same
+from toolbox.landscape.data import Path, Paths
+from toolbox.landscape.features import Features
 from toolbox.landscape.judge import Polls
 from toolbox.landscape.method import Floats, Integers
 from toolbox.landscape.verifier import Recipe, Verifier, path_features, scored_alike
-from toolbox.landscape.verify_rows import groups_of, polls_of
-from toolbox.landscape.wording import Wording
-from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData
-from toolbox.shell.items import PATH_SHAPES
-from toolbox.shell.records import RecordReader, parse_map, read_records, write_rejects
+from toolbox.shell.errors import BadData, UsageProblem
 from toolbox.shell.streams import display_name
+from toolbox.weights.provenance import canonical
 
 if TYPE_CHECKING:
     from toolbox.landscape.verify import Options
-
-_ADVICE = "give the paths that the features were made from"
-
-
-def read_paths(options: Options, features: Features, call: Invocation) -> Paths:
-    """All rows, cut into thoughts as those of the features were."""
-    rejected: list[bytes] = []
-    reader = RecordReader(
-        PATH_SHAPES,
-        renames=parse_map(options.map_fields),
-        on_bad=options.on_bad,
-        rejects=(lambda raw, _: rejected.append(raw)) if options.rejects is not None else None,
-    )
-    told = features.scoring
-    drop = bool(told.options.get("drop_answer_thought"))
-    paths = Paths(Wording(told.template, told.context, told.separator, told.split, drop), scored=False)  # type: ignore[arg-type]
-    for record in read_records(options.file, call.streams, reader):
-        try:
-            paths.add(record)
-        except BadData as problem:
-            reader.bad(problem, msgspec.json.encode(record.data))
-    if not paths.paths:
-        raise BadData("is empty: no paths", _ADVICE, file=display_name(options.file))
-    if options.on_bad == "skip":  # as those that were too long for the model are, where it scored with --on-bad skip
-        known = frozenset(features.path_ids)
-        strange = [path for path in paths.paths if path.id not in known]
-        for path in strange:
-            problem = path.record.bad(f"{options.features} has no path {path.id!r}", None, "$.path_id")
-            reader.bad(problem, msgspec.json.encode(path.record.data))
-        paths.leave_out(strange)
-    if reader.skipped:
-        call.reporter.warn(f"{reader.skipped} bad rows left out")
-    if options.rejects is not None and not call.dry_run:
-        write_rejects(options.rejects, rejected)
-    return paths
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,17 +44,12 @@ class Task:
     n_groups: int
 
 
-def task_of(paths: Paths, features: Features, loaded: Verifier | None, options: Options) -> Task:
-    """Raises: BadData where features, rows and a loaded verifier do not belong together, telling the difference."""
-    ids, counts = [path.id for path in paths.paths], [len(path.thoughts) for path in paths.paths]
-    check_same(features, options.features, asked={}, path_ids=ids, n_steps=counts)
-    made_from = features.scoring.options.get("paths")
-    if made_from is not None and made_from != paths.texts_digest():
-        what = "was made from other thoughts or choices than these, under the same path ids"
-        raise BadData(what, _ADVICE, file=options.features)
-    places = {path_id: number for number, path_id in enumerate(features.path_ids)}
-    at = np.array([places[path_id] for path_id in ids])
-    _check_questions(paths, features, at, options)
+def task_of(paths: Paths, at: Integers, features: Features, loaded: Verifier | None, options: Options) -> Task:
+    """``at`` (P,): the path of each row in ``features``, as ``stored.match`` gives it.
+
+    Raises: BadData where right answers differ, or where a loaded verifier is of other features than these.
+    """
+    _check_gold(paths, features, at, options.features)
     groups = groups_of(paths, options.group)
     recipe = _recipe(features, options) if loaded is None else _recipe_loaded(features, loaded, options)
     pred = np.array([path.pred for path in paths.paths])
@@ -124,20 +80,13 @@ def _numbered(names: Iterable[Hashable]) -> Integers:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
 
-def _check_questions(paths: Paths, features: Features, at: Integers, options: Options) -> None:
-    """Whether both mean the same questions: ids, numbers of choices, right answers."""
-    for path, number in zip(paths.paths, at.tolist(), strict=True):
-        of, question = int(features.question[number]), paths.questions[path.question]
-        labels, gold = question.choices.labels, int(features.gold[of])
-        if features.question_ids[of] != question.id:
-            what = f"path {path.id!r} answers question {features.question_ids[of]!r} there and {question.id!r} here"
-        elif int(features.k[of]) != len(labels):
-            what = f"question {question.id!r} has {features.k[of]} choices there and {len(labels)} here"
-        elif min(gold, question.gold) >= 0 and gold != question.gold:
+def _check_gold(paths: Paths, features: Features, at: Integers, file: str) -> None:
+    for path, of in zip(paths.paths, features.question[at].tolist(), strict=True):
+        question, gold = paths.questions[path.question], int(features.gold[of])
+        if min(gold, question.gold) >= 0 and gold != question.gold:
+            labels = question.choices.labels
             what = f"question {question.id!r} has the answer {labels[gold]} there and {labels[question.gold]} here"
-        else:
-            continue
-        raise BadData(what, _ADVICE, file=options.features)
+            raise BadData(what, "give the paths that the features were made from", file=file)
 
 
 def _recipe(features: Features, options: Options) -> Recipe:
@@ -177,3 +126,49 @@ def check_outcomes(task: Task, options: Options) -> None:
     if correct.all() or not correct.any():
         what = f"all {len(correct)} paths are {'right' if correct.all() else 'wrong'}: there is nothing to tell apart"
         raise BadData(what, "give more questions, or paths sampled at a higher temperature", file=file)
+
+
+# --- what rows say beyond what a map needs ----------------------------------------------------------------------------
+
+
+def polls_of(paths: Paths) -> Iterator[Hashable]:
+    """The poll that each path votes in: its question, model and variant."""
+    for path in paths.paths:
+        yield path.question, path.record.value.model, path.record.value.variant
+
+
+def groups_of(paths: Paths, name: str) -> list[Hashable]:
+    """What folds keep together, a path each: the value of the field ``name`` of the row or of its ``meta``; a row that
+    has none goes by its question, as all do for ``id``.
+
+    Raises: UsageProblem where no row has the field, BadData for values that are no scalars and for a question whose
+    paths are in several groups: folds would divide it.
+    """
+    groups = [_group(path, name) for path in paths.paths]
+    if name != "id" and not any(isinstance(group, tuple) for group in groups):
+        raise UsageProblem(f"--group {name}: no row has such a field", "the default is id")
+    known: dict[int, Hashable] = {}
+    for path, group in zip(paths.paths, groups, strict=True):
+        if known.setdefault(path.question, group) != group:
+            what = f"another {name} than earlier rows of the id {path.record.id}, which folds would divide"
+            raise path.record.bad(what, "--group needs a field that is the same for all paths of a question")
+    return groups
+
+
+def _group(path: Path, name: str) -> Hashable:
+    """The question's index, or the field's value in a tuple."""
+    for where, found in (("$", path.record.data), ("$.meta", path.record.value.meta)):
+        if name != "id" and found.get(name) is not None:
+            if isinstance(found[name], dict | list):
+                raise path.record.bad("neither text nor number, so no group", "see --group", f"{where}.{name}")
+            return (found[name],)
+    return path.question
+
+
+def digests(paths: Paths) -> list[bytes]:
+    """Eight bytes a question, of its id, its words and its choices: what tells it again without naming it."""
+    words = {path.question: path.record.value.question for path in reversed(paths.paths)}
+    told = [
+        (one.id, words.get(number), one.choices.labels, one.choices.texts) for number, one in enumerate(paths.questions)
+    ]
+    return [hashlib.sha256(canonical(one).encode()).digest()[:8] for one in told]
