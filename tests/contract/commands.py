@@ -29,10 +29,10 @@ class Case:
     """One command: ``good`` rows for its stdin and the arguments of a short run on the tiny model.
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
-    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills a directory,
-    ``folder/out``, beside its lines. ``model``: it loads one (and so
-    has ``--model``, ``-j`` and what goes with them). ``seeded``: its seed shows in the output of the ``stochastic``
-    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
+    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills the
+    directory ``folder/out`` beside its lines. ``model``: it loads one (and so has ``--model``, ``-j`` and what goes with
+    them). ``seeded``: its seed shows in the output of the ``stochastic`` run. ``takes_messages``: rows may be
+    conversations. ``empty``: its exit status when no row comes in.
     """
 
     name: str

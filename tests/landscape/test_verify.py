@@ -504,7 +504,17 @@ def test_help_and_schema_load_no_numerical_library(arguments):
     assert modules(watched(*arguments)) == []
 
 
-def test_the_demo_takes_less_than_a_minute_no_torch_and_has_no_skill(tmp_path: Path):
+def test_scores_need_no_torch(tmp_path: Path):
+    features = random_features(1, k=(4,) * 5)
+    write_features(tmp_path / "f", features)
+    (tmp_path / "rows").write_text("".join(json.dumps(row) + "\n" for row in rows_of(features)))
+    done = watched("--features", tmp_path / "f", *QUICK, tmp_path / "rows")
+    assert done.returncode == 0, done.stderr
+    assert modules(done) == ["numpy", "sklearn", "scipy"]
+
+
+@pytest.mark.slow
+def test_the_demo_takes_less_than_a_minute_and_has_no_skill(tmp_path: Path):
     write_features(tmp_path / "f", demo_features())
     rows = [row | {"pred": row["reference_pred"]} for row in demo_rows()]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -515,7 +525,6 @@ def test_the_demo_takes_less_than_a_minute_no_torch_and_has_no_skill(tmp_path: P
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
-    assert modules(done) == ["numpy", "sklearn", "scipy"]
     said, text = done.stderr.decode(), (tmp_path / "r.md").read_text()
     for where in (said, text):
         assert "No skill: within a question its AUC is .3" in where
