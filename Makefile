@@ -84,4 +84,4 @@ landscape-verify: $(STAMP)  ## a path verifier judged against a fair vote (DATA=
 	$(RUN) bash recipes/landscape/verify.sh "$(DATA)"
 
 clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl bench/.venv-forgetium
+	rm -rf demo bench/results.jsonl bench/.venv-*

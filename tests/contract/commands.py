@@ -30,7 +30,7 @@ class Case:
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills the
-    directory ``folder/out`` beside its lines. ``model``: it loads one (and so has ``--model``, ``-j`` and what goes with
+    directory ``folder/out`` beside its lines. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
     them). ``seeded``: its seed shows in the output of the ``stochastic`` run. ``takes_messages``: rows may be
     conversations. ``empty``: its exit status when no row comes in.
     """
