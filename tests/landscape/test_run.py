@@ -27,7 +27,7 @@ from tests.server import ROOT, Client, Result, environment
 from tests.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
 from toolbox.commands.landscape_plot import main as command
 from toolbox.landscape.data import Paths
-from toolbox.landscape.features import read_features
+from toolbox.landscape.features import read_features, write_features
 from toolbox.landscape.html import make_figure, needs_plotly, page, write_html
 from toolbox.landscape.output import make_result
 from toolbox.landscape.run import Options, check
@@ -254,6 +254,15 @@ def read(rows: list[dict[str, Any]], wording: Wording | None = None) -> Paths:
     for record in RecordReader(PATH_SHAPES)(io.BufferedReader(io.BytesIO(lines(rows).encode())), "x"):
         paths.add(record)
     return paths
+
+
+def test_features_that_do_not_tell_their_paths_are_taken_by_ids_and_counts(plot, made, tmp_path):
+    features = read_features(made.features)
+    options = {name: value for name, value in features.scoring.options.items() if name != "paths"}
+    file = tmp_path / "features.safetensors"
+    write_features(file, replace(features, scoring=replace(features.scoring, options=options)))
+    done = plot("--features", file, model=None)
+    assert (done.code, done.out) == (0, made.done.out), done.err
 
 
 def test_what_is_known_beside_scores_comes_from_the_rows(plot, made, tmp_path):

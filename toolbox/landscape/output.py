@@ -174,7 +174,8 @@ def write_directory(directory: FilePath, result: Result) -> None:
     features, options = result.features, result.options
     # All of it from what the features file says itself: the same features give the same bytes, whoever writes them.
     scoring = features.scoring
-    inputs = {"model": scoring.model_digest, "tokenizer": scoring.tokenizer_digest, "paths": scoring.options["paths"]}
+    digests = {"model": scoring.model_digest, "tokenizer": scoring.tokenizer_digest}
+    inputs = {**digests, "paths": scoring.options.get("paths", "")}
     told = {"model": scoring.model, "template": scoring.template, "context": scoring.context, "split": scoring.split}
     metadata = header("landscape-plot", told, None, inputs, scoring.versions)
     write_features(directory / FEATURES_FILE, features, metadata)

@@ -350,6 +350,7 @@ def draw_metrics(cells: Sequence[Cell], path: str | Path | None = None) -> Figur
         xlabel="stage" if compat else "progress of the path, %",
         title=f"{_paths_of(paths, asked)} with {cells[0].k} choices",
         band="95 % interval over questions",
+        xlim=(1, max(cell.bin or 1 for cell in cells)) if compat else (0, 100),
         path=path,
     )
 
