@@ -26,6 +26,7 @@ import pytest
 from tests.server import ROOT, Client, Result, environment
 from tests.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
 from toolbox.commands.landscape_plot import main as command
+from toolbox.landscape import html
 from toolbox.landscape.data import Paths
 from toolbox.landscape.features import read_features, write_features
 from toolbox.landscape.html import make_figure, needs_plotly, page, write_html
@@ -749,13 +750,15 @@ def _with_thought(path: Any, text: str) -> Any:
     return replace(path, thoughts=(text, *path.thoughts[1:]))
 
 
-def test_a_page_shows_every_state_once_with_its_thought(result):
+def test_a_page_shows_every_state_once_with_its_thought(result, monkeypatch):
+    monkeypatch.setattr(html, "FEW_STATES", 3)
     figures = [make_figure(one, result) for one in result.figures]
     shown = [trace for figure in figures for trace in figure["data"] if trace["type"] == "scatter"]
     states = [text for trace in shown for text in trace["text"] if ", thought " in text]
     assert len(states) == len(result.features.path)
     assert len(set(states)) == len(states)
     assert sum("thought 1 of" in text for text in states) == 12
+    assert sum(trace["type"] == "contour" for figure in figures for trace in figure["data"]) > 3
     for figure in figures:
         panels = {trace["xaxis"] for trace in figure["data"]}
         assert len(panels) == 10

@@ -19,6 +19,7 @@ import numpy as np
 from toolbox.landscape.features import Features
 from toolbox.landscape.method import Floats, Integers, gaussian_density, mass_levels
 from toolbox.landscape.metrics import facet_name, stages
+from toolbox.landscape.picture import FEW_STATES
 from toolbox.shell.errors import UsageProblem, without_escapes
 from toolbox.shell.files import atomic_file
 
@@ -106,7 +107,7 @@ def make_figure(one: Figure, result: Result) -> dict[str, Any]:
             axis = line * options.bins + column + 1
             states = np.flatnonzero((outcome == value) & (stage == column + 1) & ~np.isnan(place[:, 0]))
             xy = place[states]
-            if options.density == "kde" and len(states):
+            if options.density == "kde" and len(states) >= FEW_STATES:
                 data.append(_density(xy, low, high, value, axis))
             data.append(_points(xy, states, value, axis, result))
             data.append(_landmarks(one, features, axis))
@@ -199,7 +200,7 @@ def _landmarks(one: Figure, features: Features, axis: int) -> dict[str, Any]:
         hovertemplate="%{text}<extra></extra>",
         marker={
             "symbol": ["star" if first else "x" for first in right], "size": [13 if first else 8 for first in right],
-            "color": ["#E69F00" if first else "#ffffff" for first in right], "line": {"width": 1, "color": "#1a1a1a"},
+            "color": ["#F0E442" if first else "#ffffff" for first in right], "line": {"width": 1, "color": "#1a1a1a"},
         },
     )  # fmt: skip
 
