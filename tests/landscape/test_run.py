@@ -660,6 +660,32 @@ def test_killed_while_scoring_again_and_again_and_resumed_it_ends_with_the_same_
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_by_one_end_with_the_same_bytes(tool, tiny, tmp_path):
+    job = Killable(tool, tiny, tmp_path)
+    small = ("--batch-tokens", "300")  # short rounds; what is fed at once decides the last bits
+    whole = tool("landscape-plot", "--model", tiny, *FAST, *small, "--out", tmp_path / "whole", tmp_path / "many.jsonl")
+    assert whole.code == 0, whole.err
+    running = job.start("-j", "2", *small)
+    job.wait_for(2000, running)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait() == 137
+    last = tool("landscape-plot", *job.words, *small, "--resume")
+    assert (last.code, last.out) == (0, whole.out), last.err
+    before = int(re.search(r"goes on: ([1-9]\d*) of 60 paths were scored before", last.err)[1])
+    assert before < 60
+    same_files(tmp_path / "whole", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_bad_row_ends_two_processes_with_its_own_code_and_one_message(tool, tiny, tmp_path):
+    rows = [*ROWS, {**ROWS[0], "path_id": "x", "answer": "Z"}]
+    done = tool("landscape-plot", "--model", tiny, *FAST, "-j", "2", "--out", tmp_path / "out", stdin=lines(rows))
+    assert (done.code, done.out) == (65, b""), done.err
+    assert done.err.count("is not among the labels") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_asked_to_stop_it_keeps_what_is_scored_and_says_75(tool, tiny, tmp_path):
     job = Killable(tool, tiny, tmp_path)
     running = job.start()
