@@ -16,6 +16,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: help setup demo test test-slow bench lint clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
+.PHONY: landscape-demo landscape-lot landscape-verify
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -73,5 +74,14 @@ lot-winocontrol: $(STAMP)  ## the WinoControl grid on a few sentences (DATA=the 
 lot-replay: $(STAMP)  ## stored responses of six models, judged (DATA=the file of responses)
 	$(RUN) bash recipes/lot/replay.sh "$(DATA)"
 
+landscape-demo: $(STAMP)  ## reasoning paths scored and drawn (DATA=the file of released paths)
+	$(RUN) bash recipes/landscape/demo.sh "$(DATA)"
+
+landscape-lot: $(STAMP)  ## questions, paths sampled under two wordings, a map of each (DATA=a file of questions)
+	$(RUN) bash recipes/landscape/aqua.sh "$(DATA)"
+
+landscape-verify: $(STAMP)  ## a path verifier judged against a fair vote (DATA=the file of released paths)
+	$(RUN) bash recipes/landscape/verify.sh "$(DATA)"
+
 clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl bench/.venv-forgetium
+	rm -rf demo bench/results.jsonl bench/.venv-*

@@ -20,62 +20,18 @@ Where the two differ, and what was done about it here:
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bench.bench_models import need_smollm2, smollm2
 from bench.bench_unlearn_steps import BATCH, encoded_people, people_rows, prepare, turns, unlearning_loop
-from bench.common import ROOT, Figure, Skip, in_child, ratios
+from bench.common import Figure, in_child, ratios
+from bench.guest import guest
 
 VERSION = "0.2.1"
-HOME = ROOT / "bench" / ".venv-forgetium"
 _LR = 2e-5
 _CLIP = 1.0
-_INSTALL_SECONDS = 180
-
-
-# -- its environment --------------------------------------------------------------------------------------------------
-def environment() -> Path:
-    """The Python that has forgetium; made where it is missing. Skip where it cannot be had."""
-    python = HOME / "bin" / "python"
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(HOME)}))
-    if not (packages / f"forgetium-{VERSION}.dist-info" / "RECORD").is_file():
-        shutil.rmtree(HOME, ignore_errors=True)
-        try:
-            venv.create(HOME, with_pip=False, symlinks=True)
-            _share(packages)
-            _install(python, "--no-deps", f"forgetium=={VERSION}")
-            # All that it imports and we do not depend on; a developer's tool may have brought it already.
-            _install(python, "pydantic>=2.6")
-        except BaseException:
-            shutil.rmtree(HOME, ignore_errors=True)
-            raise
-    _share(packages)
-    return python
-
-
-def _share(packages: Path) -> None:
-    """Let that environment see the packages of this one, behind its own."""
-    (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-
-
-def _install(python: Path, *what: str) -> None:
-    options = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "15"]
-    words = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, *what]
-    try:
-        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        raise Skip(f"pip install {what[-1]}: {type(problem).__name__}") from None
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
-        raise Skip(f"pip install {what[-1]}: {said[-1].removeprefix('ERROR: ')}")
 
 
 # -- side by side (in its environment) --------------------------------------------------------------------------------
@@ -185,7 +141,8 @@ _DIFFERENCES = {
 def forgetium(quick: bool) -> Iterator[Figure]:
     """Loss and speed of three methods, both trainers as they are, step about step in one process."""
     need_smollm2()
-    python = environment()
+    # pydantic is all that it imports and we do not depend on; a developer's tool may have brought it already.
+    python = guest("forgetium", VERSION, "pydantic>=2.6")
     for kind, name in _NAMES.items():
         found = in_child(race, kind, 2 if quick else 4, python=python)
         losses, seconds, tokens = found["losses"], found["seconds"], found["tokens"]

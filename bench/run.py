@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import (
     bench_chains,
     bench_forgetium,
+    bench_landscape,
     bench_lot,
     bench_models,
     bench_shell,
@@ -42,6 +43,7 @@ ROOMS = (
     bench_forgetium,
     bench_lot,
     bench_chains,
+    bench_landscape,
 )
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}
 PACKAGES = ("toolbox-ten", "torch", "transformers", "accelerate", "numpy", "msgspec", "click")

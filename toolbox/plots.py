@@ -118,12 +118,13 @@ def curves(
     xlabel: str,
     title: str = "",
     band: str = "95 % interval",
+    xlim: tuple[float, float] | None = None,
     path: str | Path | None = None,
 ) -> Figure:
     """Draw panels side by side (at most three a row) over a common x-axis, and write the figure if ``path`` is given.
 
     A label has one look in all panels and one entry, with its n, in the legend below. ``band`` says what the shaded
-    bands are. The last value of each line stands at the panel's right edge.
+    bands are, ``xlim`` the ends of the x scale. The last value of each line stands at the panel's right edge.
     ValueError: no panel. UsageProblem: a path whose suffix is not svg, png or pdf, before anything is drawn.
     """
     if not panels:
@@ -143,6 +144,8 @@ def curves(
         for axes in grid[len(panels) - columns : len(panels)]:
             axes.set_xlabel(written(xlabel))
             axes.xaxis.set_tick_params(labelbottom=True)
+        if xlim is not None:
+            grid[0].set_xlim(*_widened(xlim))
         _integer_ticks(grid[0], [x for panel in panels for series in panel.series for x in series.x])
         legend_below(figure, _curve_handles(panels, look, band))
         ends = [_end_values(axes, panel, look) for axes, panel in zip(grid, panels, strict=False)]

@@ -29,9 +29,10 @@ class Case:
     """One command: ``good`` rows for its stdin and the arguments of a short run on the tiny model.
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
-    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``model``: it loads one (and so
-    has ``--model``, ``-j`` and what goes with them). ``seeded``: its seed shows in the output of the ``stochastic``
-    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
+    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills the
+    directory ``folder/out`` beside its lines. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
+    them). ``seeded``: its seed shows in the output of the ``stochastic`` run. ``takes_messages``: rows may be
+    conversations. ``empty``: its exit status when no row comes in.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     trainer: bool
     stochastic: tuple[str, ...] = ()
     sums_up: bool = False
+    fills: bool = False
     model: bool = True
     seeded: bool = True
     takes_messages: bool = True
@@ -107,6 +109,35 @@ def _evaluate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--forget", "-", "--retain", str(retain), "--max-new-tokens", "3"]
 
 
+SOLVED = [
+    {**item, "path_id": f"{item['id']}/{k}", "completion": f"Thought {i}.\nThought {k}.\nAnswer: {'ABC'[(i + k) % 3]}"}
+    for i, item in enumerate(ITEMS)
+    for k in range(3)
+]
+
+
+def _plot(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(tiny), "--out", str(folder / "out"), "--project", "pca", "--draw", "none"]
+
+
+def _verify(tiny: Path, folder: Path) -> list[str]:
+    """Features of ``SOLVED`` with random scores: a verifier needs no model, and neither does its case."""
+    import numpy as np
+
+    from toolbox.landscape.features import PathScores, QuestionScores, Scoring, assemble, write_features
+
+    scoring = Scoring("tiny", "", "", "fp32", "Answer is: {label}) {text}", "auto", "\n", "line", "tree", {}, {})
+    draw, tokens = np.random.default_rng(0), np.ones((3, 3), dtype=int)
+    questions = [QuestionScores(item["id"], i % 3, -draw.gamma(3, 1, 3), tokens[0]) for i, item in enumerate(ITEMS)]
+    paths = [
+        PathScores(row["path_id"], n // 3, (n // 3 + n) % 3, {}, -draw.gamma(3, 1, (3, 3)), tokens, -np.ones(3),
+                   tokens[0])
+        for n, row in enumerate(SOLVED)
+    ]  # fmt: skip
+    write_features(folder / "features.safetensors", assemble(questions, paths, scoring))
+    return ["--features", str(folder / "features.safetensors"), "--verifier", "logreg", "--shuffles", "1"]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -128,8 +159,12 @@ CASES = {
              model=False, takes_messages=False),
         Case("lot-eval", ANSWERED, lambda tiny, folder: ["--baseline", "cot", "--bootstrap", "50"], trainer=False,
              sums_up=True, model=False, takes_messages=False),
+        Case("landscape-plot", SOLVED, _plot, trainer=False, sums_up=True, fills=True, takes_messages=False, empty=65),
+        Case("landscape-verify", SOLVED, _verify, trainer=False,
+             stochastic=("--verifier", "rf", "--shuffles", "0", "--folds", "2"), model=False, takes_messages=False,
+             empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"lot"}
+METHODS = {"lot", "landscape"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

@@ -63,7 +63,7 @@ def test_stdout_is_pure_jsonl_and_stderr_is_for_people(go, case):
     assert done.code == 0, done.err
     assert done.rows
     assert "Traceback" not in done.err
-    quiet = go(case, "--quiet", *(["--overwrite"] if case.trainer else []))
+    quiet = go(case, "--quiet", *(["--overwrite"] if case.trainer or case.fills else []))
     assert quiet.code == 0
     assert all("warning: " in line for line in quiet.err.splitlines())
 

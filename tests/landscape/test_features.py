@@ -18,7 +18,6 @@ from toolbox.landscape.features import (
     Scoring,
     assemble,
     check,
-    check_same,
     read_features,
     write_features,
 )
@@ -269,45 +268,6 @@ def test_damaged_files_and_files_of_another_kind_are_not_read(tmp_path: Path):
 def test_a_file_that_is_not_there_is_the_systems_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         read_features(tmp_path / "none.safetensors")
-
-
-# --- the same paths, scored as asked ---
-
-
-def test_a_file_serves_the_paths_it_was_made_from_in_any_order():
-    features = mixed()
-    there = list(zip(features.path_ids, features.n_steps.tolist(), strict=True))[::-1]
-    ids, counts = [one for one, _ in there], [count for _, count in there]
-    asked = {"template": SCORING.template, "model": None, "drop_answer_thought": False}
-    check_same(features, "f", asked=asked, path_ids=ids, n_steps=counts)
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"template": "Answer is: {label}"}, r"template 'Answer is: \{label\}\) \{text\}', asked for is"),
-        ({"model": "other"}, "model 'SmolLM2-135M-Instruct'"),
-        ({"split": "sentence"}, "split 'line'"),
-        ({"drop_answer_thought": True}, "drop_answer_thought False"),
-    ],
-)
-def test_another_scoring_is_told(asked, message):
-    features = mixed()
-    with pytest.raises(BadData, match=f"f: was scored with {message}"):
-        check_same(features, "f", asked=asked, path_ids=features.path_ids)
-
-
-def test_other_paths_and_other_thoughts_are_told():
-    features = mixed()
-    ids = list(features.path_ids)
-    with pytest.raises(BadData, match="has no path 'new'"):
-        check_same(features, "f", asked={}, path_ids=[*ids, "new"])
-    with pytest.raises(BadData, match=r"did not come in: 'q0/0' \(2 in all\)"):
-        check_same(features, "f", asked={}, path_ids=ids[2:])
-    counts = features.n_steps.tolist()
-    with pytest.raises(BadData, match=f"'q0/0' has {counts[0]} thoughts there and {counts[0] + 1} here") as found:
-        check_same(features, "f", asked={}, path_ids=ids, n_steps=[counts[0] + 1, *counts[1:]])
-    assert "--split line" in found.value.advice
 
 
 def test_scoring_names_every_field_of_the_header():

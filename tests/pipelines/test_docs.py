@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import METHODS
+from tests.contract.commands import CASES, METHODS, SOLVED
 from tests.server import ROOT, environment
 
 PEOPLE = [
@@ -38,11 +38,16 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "forget.jsonl").write_text(lines(PEOPLE[:2]))
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
+    (tmp_path / "paths.jsonl").write_text(lines(SOLVED))
+    (tmp_path / "new.jsonl").write_text(lines([{**row, "answer": None} for row in SOLVED]))
     return tmp_path
 
 
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
-    """Run with the tiny model as the default one; a trainer that makes ``tuned`` finds no such directory yet."""
+    """Run with the tiny model as the default one; what makes ``tuned`` or ``land`` finds no such directory yet.
+
+    Where an option is not written, the environment says what costs least: no figures, a linear map, a linear verifier.
+    """
     if "jq" in script and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
     if "--out tuned" not in script:
@@ -50,7 +55,14 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         (here / "tuned" / "run.json").write_text("{}")
     if "--model unlearned" in script and "--out unlearned" not in script:
         shutil.copytree(tiny, here / "unlearned")
-    env = {**environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5"}
+    for folder in ("land", "new"):  # scores of paths, as landscape-plot leaves them
+        if f"{folder}/" in script and f"--out {folder}" not in script:
+            (here / folder).mkdir()
+            CASES["landscape-verify"].arguments(tiny, here / folder)
+    env = {
+        **environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5", "TOOLBOX_DRAW": "none",
+        "TOOLBOX_PROJECT": "pca", "TOOLBOX_VERIFIER": "logreg", "TOOLBOX_SHUFFLES": "1",
+    }  # fmt: skip
     env["PATH"] = f"{shims}:{env['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=here, env=env, capture_output=True, text=True,

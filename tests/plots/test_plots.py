@@ -253,6 +253,15 @@ def test_gaps_nulls_single_points_and_empty_panels_are_drawn(tmp_path: Path, rec
     assert described[2].endswith("never: no data")
 
 
+def test_the_ends_of_the_x_scale_may_be_given_and_hold_for_all_panels() -> None:
+    lines = [Series("a", [40, 60], [0.1, None]), Series("b", [60], [0.2])]
+    figure = curves([Panel("P", "p", lines), Panel("Q", "q", lines)], xlabel="progress", xlim=(0, 100))
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert -10 < low <= 0
+        assert 100 <= high < 110
+
+
 def test_a_long_line_keeps_few_markers_and_a_lone_one_needs_no_legend(tmp_path: Path) -> None:
     loss = Series("loss", range(1, 601), np.exp(-np.arange(600) / 100))
     figure = curves([Panel("Loss", "mean loss of the step", [loss])], xlabel="step", path=tmp_path / "loss.svg")

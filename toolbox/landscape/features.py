@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from toolbox.landscape.method import Floats, Integers, distance
 from toolbox.shell.errors import BadData
-from toolbox.shell.files import atomic_file
-from toolbox.weights.layout import PREFIX_BYTES, Entry, header_length, parse_header, plan
+from toolbox.weights.arrays import ArrayFile, write_arrays
 from toolbox.weights.provenance import canonical
 
 KEY = "landscape"
@@ -142,7 +141,7 @@ _ARRAYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("k", "gold"), ("I8", "Q")),
 }
 _NAMES = "names"
-_NUMPY = {"F64": "<f8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+_KINDS = {**{name: kind for name, (kind, _) in _ARRAYS.items()}, _NAMES: "U8"}
 
 
 class _Names(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -327,43 +326,6 @@ def _check_numbers(features: Features, k: Integers, bad: Callable[[str], BadData
         raise bad(f"{state(features.thought_tokens < 0)}: thought_tokens is negative")
 
 
-def check_same(
-    features: Features,
-    file: str,
-    *,
-    asked: Mapping[str, object],
-    path_ids: Sequence[str],
-    n_steps: Sequence[int] | None = None,
-) -> None:
-    """Whether a features file belongs to these paths and was scored as asked; BadData (65) that tells the difference.
-
-    ``asked``: names of ``Scoring`` (or keys of its options) with the values wanted, None for any. ``path_ids``: those
-    of the paths at hand, in any order, with the number of thoughts of each, where the split matters.
-    """
-    told = {field.name: getattr(features.scoring, field.name) for field in fields(Scoring)}
-    told = {**told.pop("options"), **told}
-    for name, wanted in asked.items():
-        if wanted is not None and told.get(name) != wanted:
-            raise BadData(
-                f"was scored with {name} {told.get(name)!r}, asked for is {wanted!r}",
-                "leave the option out, or score the paths anew without --features",
-                file=file,
-            )
-    there, here = dict(zip(features.path_ids, features.n_steps.tolist(), strict=True)), dict.fromkeys(path_ids)
-    for what, missing in (
-        ("has no path", here.keys() - there),
-        ("has a path that did not come in:", there.keys() - here),
-    ):
-        if missing:
-            told_ids = f"{min(missing)!r} ({len(missing)} in all)"
-            raise BadData(f"{what} {told_ids}", "give the paths that the file was made from", file=file)
-    for identifier, count in zip(path_ids, n_steps or (), strict=n_steps is not None):
-        found = there[identifier]
-        if found != count:
-            what = f"path {identifier!r} has {found} thoughts there and {count} here"
-            raise BadData(what, f"the file was made with --split {features.scoring.split}", file=file)
-
-
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
@@ -373,15 +335,10 @@ def write_features(path: str | Path, features: Features, metadata: Mapping[str, 
     ``metadata``: further strings for the header, such as those of ``toolbox.weights.provenance.header``.
     """
     names = {"paths": features.path_ids, "questions": features.question_ids, "facets": dict(features.facets)}
-    arrays = {name: np.ascontiguousarray(getattr(features, name), _NUMPY[kind]) for name, (kind, _) in _ARRAYS.items()}
+    arrays = {name: getattr(features, name) for name in _KINDS if name != _NAMES}
     arrays[_NAMES] = np.frombuffer(canonical(names).encode(), dtype=np.uint8)
-    kinds = {name: _ARRAYS.get(name, ("U8", ""))[0] for name in arrays}
     told = canonical({"version": VERSION, "scoring": msgspec.to_builtins(features.scoring)})
-    prefix, order = plan({name: (kinds[name], arrays[name].shape) for name in arrays}, {**(metadata or {}), KEY: told})
-    with atomic_file(path) as handle:
-        handle.write(prefix)
-        for name in order:
-            handle.write(arrays[name].tobytes())
+    write_arrays(path, arrays, _KINDS, {**(metadata or {}), KEY: told})
 
 
 def read_features(path: str | Path) -> Features:
@@ -390,22 +347,14 @@ def read_features(path: str | Path) -> Features:
     Raises: MissingInput (66) for a file that is not there, BadData (65) for one that is damaged, is something else, or
     whose parts do not fit together. Arrays are read-only.
     """
-    file, raw = str(path), Path(path).read_bytes()
-    length = header_length(raw[:PREFIX_BYTES], file)
-    data = memoryview(raw)[PREFIX_BYTES + length :]
-    header = parse_header(raw[PREFIX_BYTES : PREFIX_BYTES + length], file, len(data))
-    if KEY not in header.metadata:
-        raise BadData("is not a features file of landscape-plot", _ADVICE, file=file, field=f"__metadata__.{KEY}")
-    told = _decoded(header.metadata[KEY].encode(), _Header, f"__metadata__.{KEY}", file)
+    found = ArrayFile(path, _ADVICE)
+    file, field = found.file, f"__metadata__.{KEY}"
+    if KEY not in found.metadata:
+        raise BadData("is not a features file of landscape-plot", _ADVICE, file=file, field=field)
+    told = _decoded(found.metadata[KEY].encode(), _Header, field, file)
     if told.version != VERSION:
         raise BadData(f"is of version {told.version}, known is {VERSION}", _ADVICE, file=file)
-    arrays = {}
-    for name, kind in {**{name: kind for name, (kind, _) in _ARRAYS.items()}, _NAMES: "U8"}.items():
-        entry: Entry | None = header.entries.get(name)
-        if entry is None or entry.dtype != kind:
-            found = "is missing" if entry is None else f"is of type {entry.dtype}"
-            raise BadData(f"array {name!r} of type {kind} {found}", _ADVICE, file=file)
-        arrays[name] = np.frombuffer(data[entry.begin : entry.end], dtype=_NUMPY[kind]).reshape(entry.shape)
+    arrays = found.arrays(_KINDS)
     names = _decoded(arrays.pop(_NAMES).tobytes(), _Names, _NAMES, file)
     features = Features(
         **arrays, path_ids=names.paths, question_ids=names.questions, facets=names.facets, scoring=told.scoring

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Density = Literal["kde", "hist"]
 
 FEW_STATES = 20
-"""A panel with fewer states says so: the shape of its density is chance."""
+"""A panel with fewer states says so and shows them alone: the shape of their density would be chance."""
 
 GRID = 100  # points of the density a side
 CELLS = 25  # of the histogram
@@ -47,7 +47,7 @@ _ROWS = {
     1: _Row(1, "correct", "o", "#e8f1f8", "#4790c4", "#00263d"),
     -1: _Row(-1, "all", "o", "#f0f0f0", "#8c8c8c", "#1a1a1a"),
 }
-_GOLD = "#E69F00"
+_GOLD = "#F0E442"  # light, so that it stands out in print from any shade below it
 
 _CURVES = {
     "consistency": ("Consistency (last state left out)", "share of states", (0.0, 1.0)),
@@ -113,7 +113,8 @@ def draw_landscape(
         for line, row in zip(grid, rows, strict=True):
             _draw_starts(line[0], landscape, features, chosen)
             line[0].set_ylabel(_row_name(row, features, chosen), fontsize=9)
-        _legend(figure, rows, landscape, density)
+        shaped = density == "kde" and any(len(panel.xy) >= FEW_STATES for panel in panels)
+        _legend(figure, rows, landscape, density, shaped)
         freeze(figure)
         figure.set_label("\n".join(_panel_title(panel, features, bins, compat, in_full=True) for panel in panels))
     if path is not None:
@@ -156,21 +157,19 @@ def _shades(row: _Row, *colours: str) -> Any:
 
 
 def _draw_density(figure: Figure, panels: Sequence[_Panel], low: Floats, high: Floats) -> None:
-    """Areas that hold fixed shares of the density, which compare between panels of any number of states; states."""
+    """Areas that hold fixed shares of the density, which compare between panels of any number of states; states. Where
+    there are few, no areas."""
     x, y = (np.linspace(low[axis], high[axis], GRID) for axis in (0, 1))
     for panel in panels:
-        if not len(panel.xy):
-            continue
-        density = gaussian_density(panel.xy, x, y)
-        levels = [*mass_levels(density), density.max() * 1.0001]
-        colours = _shades(panel.row, panel.row.light, panel.row.dark)(np.linspace(0, 1, len(MASSES)))[
-            -(len(levels) - 1) :
-        ]
-        panel.axes.contourf(x, y, density, levels=levels, colors=colours)
-        panel.axes.contour(x, y, density, levels=levels[:-1], colors=panel.row.points, linewidths=0.4, alpha=0.5)
-        panel.axes.scatter(
-            *panel.xy.T, marker=panel.row.marker, s=7, color=panel.row.points, alpha=0.6, linewidths=0, zorder=3
-        )
+        few = len(panel.xy) < FEW_STATES
+        if not few:
+            density = gaussian_density(panel.xy, x, y)
+            levels = [*mass_levels(density), density.max() * 1.0001]
+            colours = _shades(panel.row, panel.row.light, panel.row.dark)(np.linspace(0, 1, len(MASSES)))
+            panel.axes.contourf(x, y, density, levels=levels, colors=colours[1 - len(levels) :])
+            panel.axes.contour(x, y, density, levels=levels[:-1], colors=panel.row.points, linewidths=0.4, alpha=0.5)
+        look = {"s": 16, "alpha": 0.85} if few else {"s": 7, "alpha": 0.6}
+        panel.axes.scatter(*panel.xy.T, marker=panel.row.marker, color=panel.row.points, linewidths=0, zorder=3, **look)
 
 
 def _draw_counts(figure: Figure, panels: Sequence[_Panel], low: Floats, high: Floats) -> None:
@@ -220,7 +219,8 @@ def _draw_landmarks(axes: Axes, landscape: LandscapeMap, labels: Sequence[str] |
         axes.plot(x, y, zorder=6, **look)
         if labels is not None:
             halo = [withStroke(linewidth=2, foreground="white")]
-            place = {"xytext": (5, 3), "textcoords": "offset points"}
+            left = x > np.quantile(axes.get_xlim(), 0.85)  # else the name would leave the panel
+            place = {"xytext": (-5 if left else 5, 3), "textcoords": "offset points", "ha": "right" if left else "left"}
             axes.annotate(labels[number], (x, y), fontsize=7.5, zorder=7, path_effects=halo, **place)
 
 
@@ -287,18 +287,18 @@ def _method(landscape: LandscapeMap) -> str:
     return f"{fit}; near points are alike, distances between islands mean little"
 
 
-def _legend(figure: Figure, rows: Sequence[_Row], landscape: LandscapeMap, density: Density) -> None:
+def _legend(figure: Figure, rows: Sequence[_Row], landscape: LandscapeMap, density: Density, shaped: bool) -> None:
     """One legend below, headed by how the map was made, in lines that the figure's width allows."""
     import textwrap
 
     from toolbox.plot_style import legend_below
 
-    legend_below(figure, _handles(rows, landscape, density))
+    legend_below(figure, _handles(rows, landscape, density, shaped))
     width = int(17 * figure.get_figwidth())
     figure.legends[0].set_title(textwrap.fill(_method(landscape), width), prop={"size": 7.5})
 
 
-def _handles(rows: Sequence[_Row], landscape: LandscapeMap, density: Density) -> list[Any]:
+def _handles(rows: Sequence[_Row], landscape: LandscapeMap, density: Density, shaped: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -309,6 +309,7 @@ def _handles(rows: Sequence[_Row], landscape: LandscapeMap, density: Density) ->
         handles = [
             Line2D([], [], marker=row.marker, color=row.points, label=names[row.outcome], **look) for row in rows
         ]
+    if shaped:
         shares = "/".join(f"{100 * mass:.0f}" for mass in reversed(MASSES))
         handles.append(Patch(facecolor="#b5b5b5", edgecolor="#5c5c5c", lw=0.5, label=f"{shares} % of density"))
     handles.append(Line2D([], [], label="question alone", **_START))
@@ -350,6 +351,7 @@ def draw_metrics(cells: Sequence[Cell], path: str | Path | None = None) -> Figur
         xlabel="stage" if compat else "progress of the path, %",
         title=f"{_paths_of(paths, asked)} with {cells[0].k} choices",
         band="95 % interval over questions",
+        xlim=(1, max(cell.bin or 1 for cell in cells)) if compat else (0, 100),
         path=path,
     )
 

@@ -15,10 +15,11 @@ import msgspec
 
 from toolbox.lot.figures import draw, drawable
 from toolbox.lot.judge import METRICS, Table, against_baseline, judge, several_models
-from toolbox.lot.lines import VOTES, Comparison, Judgement
+from toolbox.lot.lines import Comparison, Judgement
 from toolbox.lot.metrics import Resampling
 from toolbox.lot.report import markdown, summary_tables
 from toolbox.lot.rows import Answers, Seen
+from toolbox.models.votes import VOTES
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, CannotCreate, UsageProblem

@@ -16,9 +16,6 @@ LEVELS = ("L0", "L1", "L2")
 DISTRACTORS = ("q0", "q1", "q2")
 CELLS = tuple(level + distractors for level in LEVELS for distractors in DISTRACTORS)
 
-VOTES = ("plurality", "weighted", "mask")
-"""How several answers to a question become one."""
-
 SIGNIFICANT = 0.05
 """Corrected p below which a difference is called one."""
 
