@@ -203,6 +203,7 @@ def test_questions_without_an_answer_are_scored_by_what_the_others_teach(go: Run
     assert "30 paths of 5 questions judged" in done.err
 
 
+@pytest.mark.slow
 def test_the_seed_decides_a_forest(go: Runner):
     features = random_features(1, k=(4,) * 4, paths=4)
     options = ("--verifier", "rf", "--shuffles", "0", "--folds", "2")
@@ -464,6 +465,7 @@ def test_an_existing_verifier_is_73_and_survives(go: Runner, tmp_path: Path):
     assert saved.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_nobody_to_read_the_rows_ends_it_silently_and_saves_nothing(tmp_path: Path):
     features = random_features(1, k=(4,) * 5)
     write_features(tmp_path / "f", features)
