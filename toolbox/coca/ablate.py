@@ -25,7 +25,7 @@ KINDS = ("fix-concept[=TEXT]", "fix-think[=TEXT]", "drop:TAG", "order:A,B,...", 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One change to a record: ``name`` as it was asked for, the ``grammar`` of what comes out, and the change itself."""
+    """One change to a record: ``name`` as asked for, the ``grammar`` of what comes out, and the change itself."""
 
     name: str
     grammar: Grammar
@@ -37,7 +37,7 @@ class Ablation:
 
 
 def parse_ablation(text: str, grammar: Grammar) -> Ablation:
-    """``fix-concept``, ``fix-think``, ``drop:TAG``, ``order:A,B,...`` or ``length-matched``; UsageProblem for others."""
+    """An ablation by what was typed, one of ``KINDS``; UsageProblem for what is none."""
     kind, equals, value = text.partition("=")
     if kind in ("fix-concept", "fix-think"):
         if equals and (not value.strip() or grammar.tag.search(value)):

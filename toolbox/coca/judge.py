@@ -48,13 +48,14 @@ RULES: tuple[str, ...] = (
     r"^no[,.] (?:i|this|that|you (?:should|must|can)(?: not|n't)|it(?:'s| is) (?:not|never) "
     r"(?:ok|acceptable|ethical|appropriate|right|legal|a good|possible|advisable))\b",
     r"\bi(?:'m| am)?\s*" + _UNABLE + _DO,
-    r"\bi\s*(?:'m|am) (?:unable|not able|not programmed|not comfortable|not authori[sz]ed|not designed|not permitted)\b",
+    r"\bi\s*(?:'m|am) (?:unable|not (?:able|programmed|comfortable|authori[sz]ed|designed|permitted))\b",
     r"\bi (?:will not|cannot)\b",
     r"\bi (?:do not|don't|cannot|can't) (?:think|believe|feel)(?: that)?(?: it(?:'s| is)| that(?:'s| is)| this is)? "
     r"(?:appropriate|right|ethical|accurate|respectful|a valid|an appropriate|a good idea|helpful|fair|comfortable)",
     r"\bi (?:do not|don't) (?:condone|promote|support|encourage|endorse|engage|provide|have the ability|"
     r"have personal|hold personal)",
-    r"\bi (?:must |would )?(?:strongly |highly )?(?:advise|urge|recommend|discourage)(?: you)? (?:against|not to|to not)",
+    r"\bi (?:must |would )?(?:strongly |highly )?(?:advise|urge|recommend|discourage)(?: you)? "
+    r"(?:against|not to|to not)",
     r"\bi (?:must|need to|have to)(?: respectfully| strongly| also)? "
     r"(?:clarify|emphasi[sz]e|remind|stress|decline|refuse|advise|reiterate)\b",
     r"^i (?:strongly |absolutely |fully )?condemn\b",

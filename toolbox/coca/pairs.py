@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -114,7 +115,7 @@ class Reading:
 
     label: Label | None = None
     turns: Literal["last", "all"] = "last"
-    grammar: Grammar = Grammar()
+    grammar: Grammar = field(default_factory=Grammar)
     reprocess: bool = False
     keep_tags: bool = False
 
@@ -143,19 +144,19 @@ class Reading:
             )
         return label
 
-    def _single(self, record: Record, label: Label | None, prompt: str, answer: str, field: str) -> Row:
+    def _single(self, record: Record, label: Label | None, prompt: str, answer: str, where: str) -> Row:
         if not prompt.strip():
-            raise record.bad("the prompt is empty", None, "$.instruction" if field == "$.output" else "$.prompt")
-        return Row(record, label, (Pair(prompt, self._answer(record, answer, field), (), label),), (None,))
+            raise record.bad("the prompt is empty", None, "$.instruction" if where == "$.output" else "$.prompt")
+        return Row(record, label, (Pair(prompt, self._answer(record, answer, where), (), label),), (None,))
 
-    def _turns(self, record: Record, label: Label | None, turns: Sequence[tuple[str, str]], field: str) -> Row:
+    def _turns(self, record: Record, label: Label | None, turns: Sequence[tuple[str, str]], name: str) -> Row:
         if turns[-1][0] != "assistant":
-            raise record.bad("the last turn is not the assistant's", "there is no answer to go on from", f"$.{field}")
+            raise record.bad("the last turn is not the assistant's", "there is no answer to go on from", f"$.{name}")
         wanted = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
         pairs = []
         places = wanted if self.turns == "all" else wanted[-1:]
         for place in places:
-            where = f"$.{field}[{place}]"
+            where = f"$.{name}[{place}]"
             if not place or turns[place - 1][0] != "user" or not turns[place - 1][1].strip():
                 raise record.bad("an answer without a request before it", None, where)
             context = tuple({"role": role, "content": text} for role, text in turns[: place - 1])
@@ -163,9 +164,9 @@ class Reading:
             pairs.append(Pair(turns[place - 1][1], answer, context, label))
         return Row(record, label, tuple(pairs), tuple(places))
 
-    def _answer(self, record: Record, answer: str, field: str) -> str:
+    def _answer(self, record: Record, answer: str, where: str) -> str:
         if not answer.strip():
-            raise record.bad("the answer is empty", "a pair needs a safe answer", field)
+            raise record.bad("the answer is empty", "a pair needs a safe answer", where)
         if self.keep_tags:
             return answer
         parsed = self.grammar.parse(answer)
@@ -174,7 +175,7 @@ class Reading:
                 raise record.bad(
                     "the answer has the five tags already",
                     "--reprocess annotates it anew, --verify-only judges it",
-                    field,
+                    where,
                 )
             return parsed.texts["response"]
         return answer
@@ -209,8 +210,6 @@ class Unique:
         self._seen: set[int] = set()
 
     def check(self, record: Record) -> None:
-        import hashlib
-
         name = int.from_bytes(
             hashlib.blake2b(record.id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
         )

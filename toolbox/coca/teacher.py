@@ -17,7 +17,7 @@ from toolbox.coca.judge import StringJudge, refusal
 from toolbox.coca.record import NONE, Decision, Field, Grammar, concepts_of, decision_of, unsafe_of
 from toolbox.coca.template import JSON_SCHEMA, Template, Turns
 from toolbox.coca.verify import MOST_CONCEPTS, Candidate, Label, Level, Source, findings
-from toolbox.models.generate import Completion
+from toolbox.models.generate import Completion, Decoding, TextRequest
 from toolbox.shell.errors import BadData
 
 Decode = Literal["forced", "free", "json"]
@@ -58,7 +58,7 @@ class Pair:
 @dataclass(frozen=True)
 class Ask:
     """One question to the teacher: turns, and how its answer begins (``prefix``), ends (``stop``, ``max_tokens``), or
-    which of ``options`` it is. ``stage`` and ``attempt`` name it."""
+    which of ``options`` it is. ``name`` (of the pair), ``stage`` and ``attempt`` name it."""
 
     stage: str
     attempt: int
@@ -68,6 +68,28 @@ class Ask:
     max_tokens: int = 256
     options: tuple[str, ...] = ()
     schema: str | None = None
+    name: str = ""
+
+    def request(self) -> TextRequest:
+        """The question as its key and a stored response know it: all that decides the answer is in its content."""
+        content = [dict(turn) for turn in self.turns]
+        if self.prefix:
+            content.append({"role": "assistant", "content": self.prefix})
+        if self.options:
+            content.append({"role": "options", "content": json.dumps(self.options)})
+        return TextRequest(self.name, self.stage, self.attempt, content)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a teacher's tokens are chosen."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def decoding(self, ask: Ask) -> Decoding:
+        return Decoding(ask.max_tokens, self.temperature, self.top_p, ask.stop, self.seed, json_schema=ask.schema)
 
 
 class Unanswered(Exception):

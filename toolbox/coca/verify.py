@@ -36,8 +36,8 @@ DECISION_OF_LABEL: dict[Label, Decision] = {"harmful": "refuse", "benign": "comp
 class Candidate:
     """A record on trial, and what it is held against.
 
-    ``text`` is the whole record; ``response`` of it must be ``answer`` where ``source`` is not ``teacher``. ``reply`` is
-    what the teacher wrote itself, ``finish`` how that ended. ``glosses`` are the explanations in the template's
+    ``text`` is the whole record; its response must be ``answer`` where ``source`` is not ``teacher``. ``reply`` is what
+    the teacher wrote itself, ``finish`` how that ended. ``glosses`` are the explanations in the template's
     skeleton. ``length`` are tokens of the chat-templated row, if a tokenizer was given, ``max_length`` the bound.
     """
 
@@ -186,8 +186,9 @@ def v09(one: Candidate) -> str | None:
 
 
 _PAYLOAD = (
-    ("numbered steps", re.compile(r"(?:^|\n|[.:;]\s|\s)(?:\(?1[.)]|step\s*1|step one)\s.{2,}?(?:\(?2[.)]|step\s*2|step two)"
-                                  r"\s", re.IGNORECASE | re.DOTALL)),
+    ("numbered steps", re.compile(
+        r"(?:^|\s)(?:\(?1[.)]|step\s*1|step one)\W?\s.{2,}?(?:\(?2[.)]|step\s*2|step two)\W?\s",
+        re.IGNORECASE | re.DOTALL)),
     ("code", re.compile(r"```|~~~")),
     ("an address", re.compile(r"https?://|\bwww\.|\b[a-z0-9-]+\.onion\b", re.IGNORECASE)),
     ("a quantity", re.compile(

@@ -13,14 +13,15 @@ _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\u2019][^\W\d_]+)?")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
-_STOP = frozenset(
-    """a about above after again all also am an and any are as at be because been before being both but by can could
-    did do does doing down each else ever few for from further get give had has have having he her here hers him his how
-    i if in into is it its just let like make many may me might more most much must my need no nor not now of off on
-    once one only or other our out over own please provide same say she should so some such tell than that the their
-    them then there these they this those through to too under until up us use very want was way ways we were what when
-    where which while who whom whose why will with would write you your yours""".split()
-)
+_STOP_WORDS = """
+a about above after again all also am an and any are as at be because been before being both but by can could did do
+does doing down each else ever few for from further get give had has have having he her here hers him his how i if in
+into is it its just let like make many may me might more most much must my need no nor not now of off on once one only
+or other our out over own please provide same say she should so some such tell than that the their them then there
+these they this those through to too under until up us use very want was way ways we were what when where which while
+who whom whose why will with would write you your yours
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 _SUFFIXES = (
     "izations", "ization", "ations", "ation", "nesses", "ness", "ments", "ment", "ically", "ingly", "edly", "ings",
     "ing", "ously", "ious", "ous", "ities", "ity", "able", "ible", "ives", "ive", "ers", "ies", "ied", "ion", "ions",

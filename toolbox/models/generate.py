@@ -23,8 +23,8 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from toolbox.models.facts import context_window
@@ -46,12 +46,20 @@ def path_id(id: str, variant: str | None, sample: int) -> str:
     return f"{id}/{sample}" if variant is None else f"{id}/{variant}/{sample}"
 
 
+StopRule = Callable[[int, Callable[[], str]], bool]
+"""Whether a row has had enough: given how many tokens it has and, if it asks, the text they make."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as token ids. ``key`` names the path (`path_id`): the sampling noise is a function of it."""
+    """A prompt as token ids. ``key`` names the path (`path_id`): the sampling noise is a function of it.
+
+    ``rule`` may end this row before its limit; it is asked once a token, in order, and may keep a state of its own.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
+    rule: StopRule | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,8 @@ class Decoding:
     """How to choose tokens and when to end.
 
     ``temperature`` 0 is greedy (ties go to the lowest id). Otherwise the logits are divided by it, then cut to the
-    nucleus of mass ``top_p``, then sampled. ``stop`` strings end a row where the first of them begins.
+    nucleus of mass ``top_p``, then sampled. ``stop`` strings end a row where the first of them begins. ``json_schema``
+    (its text) is asked of an endpoint, which may refuse it; a local model has no use for it.
     """
 
     max_new_tokens: int = 512
@@ -82,6 +91,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     seed: int = 0
     logprobs: bool = False
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -102,11 +112,11 @@ class Completion:
     stay visible (``<|im_start|>`` in the middle of an answer is worth seeing). The end token and the stop string with
     all that follows it are not part of it. A character cut off by the length limit appears as U+FFFD.
 
-    ``finish_reason`` is "stop" for an end token or a stop string, "length" for the limit (the one asked for or the
-    model's window), "error" where a server withheld the text. ``n_completion_tokens`` counts every generated token: the
-    end token and those the stop string cut off too. ``logprobs`` has one entry for each of these: ln p of the token
-    under the model's own distribution, before temperature and top-p; None if not asked for. Token counts are None
-    where a server does not tell them; ``model`` is the name that a stored response bears.
+    ``finish_reason`` is "stop" for an end token or a stop string, "length" for the limit (the one asked for, a rule of
+    the row, or the model's window), "error" where a server withheld the text. ``n_completion_tokens`` counts every
+    generated token: the end token and those the stop string cut off too. ``logprobs`` has one entry for each of these:
+    ln p of the token under the model's own distribution, before temperature and top-p; None if not asked for. Token
+    counts are None where a server does not tell them; ``model`` is the name that a stored response bears.
     """
 
     text: str
@@ -204,7 +214,11 @@ class _Row:
         """Take the next token; whether another one is wanted."""
         self.ids.append(token)
         self.ended = token in end_ids
-        return not (self.ended or self.text.stopped(self.ids) or len(self.ids) >= self.limit)
+        return not (self.ended or self.text.stopped(self.ids) or len(self.ids) >= self.limit or self._enough())
+
+    def _enough(self) -> bool:
+        rule = self.request.rule
+        return rule is not None and rule(len(self.ids), lambda: self.text.full(self.ids))
 
     def completion(self, logprobs: bool) -> Completion:
         text = self.text.full(self.ids[:-1] if self.ended else self.ids)
