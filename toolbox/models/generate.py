@@ -5,7 +5,8 @@ The other backends are ``endpoint`` (any OpenAI-compatible server) and ``replay`
 The local backend decodes by itself, one token a step for a batch of left-padded rows:
 
 - attention masks and position ids are explicit, so that padding changes nothing;
-- the prompt is run once, for the last position's logits only, and rows with the same prompt share that run;
+- the prompt is run once, for the last position's logits only; rows with the same prompt share that run, and rows whose
+  prompts begin alike (a task and its examples) share the run of that beginning;
 - a row leaves the batch in the step in which it ends, so that finished rows cost nothing;
 - the sampling noise of a token depends on (seed, request key, position, token id) alone, so that neither the batch
   nor the order of the rows nor the number of processes shows in the samples.
@@ -19,14 +20,14 @@ Importing this module costs no torch: backends that need none share the interfac
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from toolbox.models.cache import new_cache, takes_gaps
 from toolbox.models.facts import context_window
 from toolbox.models.sampling import choose_tokens
 from toolbox.shell.errors import BadData, TryAgain, UsageProblem
@@ -138,6 +139,17 @@ class Backend(Protocol[R_contra]):
         ...
 
 
+_SHARED = 32
+"""Tokens that all prompts of a batch must begin with for that beginning to be run apart, once for all of them."""
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, the last of the shortest left out."""
+    first, last = min(prompts), max(prompts)  # whatever these two share, those between them share
+    most = min(map(len, prompts)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
+
+
 def plan_batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None = None) -> list[list[int]]:
     """Cut rows into batches: sorted by length (stable), then at most ``batch_size`` rows to a batch.
 
@@ -230,57 +242,6 @@ class _Row:
             n_completion_tokens=len(self.ids),
             logprobs=tuple(self.logprobs) if logprobs else None,
         )
-
-
-@functools.cache
-def _roomy_layer() -> type:
-    """The class of a key-value cache layer that keeps room at its end (made late: it inherits from transformers).
-
-    The stock layer concatenates, that is copies all it holds, in every step; this one writes one column.
-    """
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        """``keys`` and ``values``, [rows, heads, columns, width], are views of buffers with spare columns."""
-
-        buffers: tuple[torch.Tensor, torch.Tensor]
-
-        def update(
-            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-                self.buffers = (self.keys, self.values)
-            start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-            if end > self.buffers[0].shape[2]:
-                self.buffers = (self._with_room(self.keys, end), self._with_room(self.values, end))
-            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[:, :, start:end] = states
-            self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-            return self.keys, self.values
-
-        def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-            super().reorder_cache(beam_idx)
-            self.buffers = (self.keys, self.values)
-
-        @staticmethod
-        def _with_room(states: torch.Tensor, columns: int) -> torch.Tensor:
-            rows, heads, held, width = states.shape
-            buffer = states.new_empty(rows, heads, columns + max(64, columns // 4), width)
-            buffer[:, :, :held] = states
-            return buffer
-
-    return RoomyLayer
-
-
-def _new_cache(config: Any) -> Cache:
-    """An empty cache for a model: transformers' own, its plain attention layers replaced by roomy ones."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache(config=config)
-    cache.layers = [_roomy_layer()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
 
 
 @contextlib.contextmanager
@@ -384,13 +345,22 @@ class LocalBackend:
         import torch
 
         prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
-        columns = max(map(len, prompts))
-        padded = [[0] * (columns - len(prompt)) + list(prompt) for prompt in prompts]
-        filled = [[0] * (columns - len(prompt)) + [1] * (len(prompt) + room) for prompt in prompts]
+        cache = new_cache(self._model.config)
+        shared = _common(prompts) if len(prompts) > 1 and takes_gaps(cache) else 0
+        if shared < _SHARED:
+            shared = 0
+        longest = max(map(len, prompts)) - shared
+        padded = [[0] * (longest - len(prompt) + shared) + list(prompt[shared:]) for prompt in prompts]
+        gaps = [[0] * (longest - len(prompt) + shared) + [1] * (len(prompt) - shared + room) for prompt in prompts]
         ids = torch.tensor(padded, device=self._model.device)
-        mask = torch.tensor(filled, device=self._model.device)
-        positions = (mask[:, :columns].cumsum(-1) - 1).clamp_(min=0)
-        cache = _new_cache(self._model.config)
+        mask = torch.tensor([[1] * shared + gap for gap in gaps], device=self._model.device)
+        columns = shared + longest
+        positions = (mask[:, :columns].cumsum(-1) - 1).clamp_(min=0)[:, shared:]
+        if shared:
+            head = torch.tensor([prompts[0][:shared]], device=ids.device)
+            places = torch.arange(shared, device=ids.device)[None]
+            self._forward(head, torch.ones_like(head), places, cache)
+            cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
         logits = self._forward(ids, mask[:, :columns], positions, cache)
         positions = positions[:, -1:]
         if len(prompts) < len(rows):  # several samples of one prompt
