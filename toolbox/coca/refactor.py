@@ -510,7 +510,7 @@ def _workers(options: Options, call: Invocation, source: ModelSource) -> Any:
 
     return Workers(
         source, call.reporter, dtype=options.dtype, device=options.device, batch_size=options.batch_size,
-        trust_remote_code=options.trust_remote_code,
+        trust_remote_code=options.trust_remote_code, share_beginnings=True,
     )  # fmt: skip
 
 

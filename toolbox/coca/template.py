@@ -59,6 +59,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     hint: _Hint = msgspec.field(default_factory=_Hint)
     context: str = "{turns}\n"
     again: str = "{rules}\n"
+    student: str = ""
     shots: list[_Shot] = msgspec.field(default_factory=list)
 
 
@@ -93,6 +94,11 @@ class Template:
     def glosses(self) -> frozenset[str]:
         """The glosses in plain words."""
         return frozenset(" ".join(words(getattr(self.file.gloss, field))) for field in FIELDS)
+
+    @property
+    def guidelines(self) -> str:
+        """What a model is told that was not trained: the system turn of ``coca-eval --prompt-only``."""
+        return filled(self.file.student, {"skeleton": self.skeleton("response")}).strip()
 
     def skeleton(self, last: Field) -> str:
         """The tags up to ``last`` with a gloss in each."""

@@ -63,6 +63,7 @@ class Workers:
         batch_size: int | str = "auto",
         trust_remote_code: bool = False,
         rule: Callable[[int], StopRule] | None = None,
+        share_beginnings: bool = False,
     ) -> None:
         import torch
 
@@ -80,7 +81,10 @@ class Workers:
         self.model: Any = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code).to(place)  # type: ignore[arg-type]
         self.chat = Chat(self.tokenizer)
         self.batch_size = (32 if place.type == "cuda" else 16) if batch_size == "auto" else int(batch_size)
-        self.backend = LocalBackend(self.model, self.tokenizer, end_ids=self.chat.end_ids, batch_size=self.batch_size)
+        self.backend = LocalBackend(
+            self.model, self.tokenizer, end_ids=self.chat.end_ids, batch_size=self.batch_size,
+            share_beginnings=share_beginnings,
+        )  # fmt: skip
         self.rule = rule
         self.around: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
 

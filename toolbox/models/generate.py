@@ -5,8 +5,8 @@ The other backends are ``endpoint`` (any OpenAI-compatible server) and ``replay`
 The local backend decodes by itself, one token a step for a batch of left-padded rows:
 
 - attention masks and position ids are explicit, so that padding changes nothing;
-- the prompt is run once, for the last position's logits only; rows with the same prompt share that run, and rows whose
-  prompts begin alike (a task and its examples) share the run of that beginning;
+- the prompt is run once, for the last position's logits only, and rows with the same prompt share that run; prompts
+  that begin alike (a task and its examples) may share the run of that beginning;
 - a row leaves the batch in the step in which it ends, so that finished rows cost nothing;
 - the sampling noise of a token depends on (seed, request key, position, token id) alone, so that neither the batch
   nor the order of the rows nor the number of processes shows in the samples.
@@ -25,7 +25,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from toolbox.models.cache import new_cache, takes_gaps
 from toolbox.models.facts import context_window
@@ -264,7 +264,9 @@ class LocalBackend:
     """Completes prompts with a causal language model of transformers, on the device the model is on.
 
     ``end_ids`` are the tokens that end a completion. ``batch_size`` and ``batch_tokens`` bound a batch
-    (`plan_batches`, with prompt + ``max_new_tokens`` as the length of a row).
+    (`plan_batches`, with prompt + ``max_new_tokens`` as the length of a row). ``share_beginnings`` runs what all
+    prompts of a batch begin with apart, once for all; a prompt is then run in two passes, so not where something hooked
+    into the model has to see it whole.
     """
 
     def __init__(
@@ -275,10 +277,13 @@ class LocalBackend:
         end_ids: Collection[int],
         batch_size: int = 8,
         batch_tokens: int | None = None,
+        share_beginnings: bool = False,
     ) -> None:
         plan_batches([], batch_size, batch_tokens)  # refuses impossible sizes before any work
         self._model, self._tokenizer, self._end_ids = model, tokenizer, frozenset(end_ids)
         self._batch_size, self._batch_tokens = batch_size, batch_tokens
+        self._share = share_beginnings
+        self._kept: tuple[tuple[int, ...], Any] = ((), None)
         # an adapter's wrapper takes **kwargs: the model inside says what they may be
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._accepts = frozenset(inspect.signature(inner.forward).parameters)
@@ -345,10 +350,7 @@ class LocalBackend:
         import torch
 
         prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
-        cache = new_cache(self._model.config)
-        shared = _common(prompts) if len(prompts) > 1 and takes_gaps(cache) else 0
-        if shared < _SHARED:
-            shared = 0
+        shared, cache = self._beginning(prompts)
         longest = max(map(len, prompts)) - shared
         padded = [[0] * (longest - len(prompt) + shared) + list(prompt[shared:]) for prompt in prompts]
         gaps = [[0] * (longest - len(prompt) + shared) + [1] * (len(prompt) - shared + room) for prompt in prompts]
@@ -356,11 +358,6 @@ class LocalBackend:
         mask = torch.tensor([[1] * shared + gap for gap in gaps], device=self._model.device)
         columns = shared + longest
         positions = (mask[:, :columns].cumsum(-1) - 1).clamp_(min=0)[:, shared:]
-        if shared:
-            head = torch.tensor([prompts[0][:shared]], device=ids.device)
-            places = torch.arange(shared, device=ids.device)[None]
-            self._forward(head, torch.ones_like(head), places, cache)
-            cache.reorder_cache(torch.zeros(len(prompts), dtype=torch.long, device=ids.device))
         logits = self._forward(ids, mask[:, :columns], positions, cache)
         positions = positions[:, -1:]
         if len(prompts) < len(rows):  # several samples of one prompt
@@ -369,6 +366,32 @@ class LocalBackend:
             cache.reorder_cache(index)
             logits, mask, positions = logits[index], mask[index], positions[index]
         return logits, cache, mask, positions
+
+    def _beginning(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, Cache]:
+        """How many tokens all prompts begin with that are run already, and a cache that holds them, a row a prompt.
+
+        The last beginning is kept: the next batch as a rule has the same task and examples. Where it has not, what the
+        two have in common is run and kept, so that a few batches find what all have.
+        """
+        import torch
+
+        cache = new_cache(self._model.config)
+        if not self._share or not takes_gaps(cache):
+            return 0, cache
+        head, held = self._kept
+        together = _common([*prompts, (*head, -1)])
+        if together < _SHARED:
+            together = _common(prompts)
+        if together < _SHARED:
+            return 0, cache
+        if head != prompts[0][:together]:
+            head, held = prompts[0][:together], new_cache(self._model.config)
+            ids = torch.tensor([head], device=self._model.device)
+            self._forward(ids, torch.ones_like(ids), torch.arange(together, device=ids.device)[None], held)
+            self._kept = head, held
+        for layer, before in zip(cache.layers, held.layers, strict=True):
+            layer.update(*(states.expand(len(prompts), -1, -1, -1) for states in (before.keys, before.values)))
+        return len(head), cache
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Logits of the last column, float32 [R, V]; the cache takes up the tokens."""
