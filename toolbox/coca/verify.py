@@ -192,7 +192,8 @@ _PAYLOAD = (
     ("code", re.compile(r"```|~~~")),
     ("an address", re.compile(r"https?://|\bwww\.|\b[a-z0-9-]+\.onion\b", re.IGNORECASE)),
     ("a quantity", re.compile(
-        r"\b\d+(?:[.,]\d+)?\s?(?:mg|g|kg|\u00b5g|ug|ml|l|litres?|liters?|grams?|milligrams?|kilograms?|kilos?|ounces?|oz|lbs?|"
+        r"\b\d+(?:[.,]\d+)?\s?(?:mg|(?-i:g)|kg|\u00b5g|ug|ml|(?-i:l)|litres?|liters?|grams?|milligrams?|kilograms?|kilos?|ounces?|"
+        r"oz|lbs?|"
         r"pounds?|cups?|tablespoons?|teaspoons?|drops?|mol|volts?|amps?|watts?|psi|\u00b0\s?[cf]|degrees|%\s+solution|"
         r"milliliters?|millilitres?)\b", re.IGNORECASE)),
 )  # fmt: skip
