@@ -350,12 +350,12 @@ class _Rows:
 
     @staticmethod
     def _other_answer(record: Record, response: str) -> bool:
-        from toolbox.coca.rows_out import sha256
+        from toolbox.coca.rows_out import answer_digest
 
         said = record.data.get("coca")
         if not isinstance(said, dict) or said.get("response_source") != "vanilla":
             return False
-        return isinstance(said.get("vanilla_sha256"), str) and said["vanilla_sha256"] != sha256(response)
+        return isinstance(said.get("vanilla_sha256"), str) and said["vanilla_sha256"] != answer_digest(response)
 
     # -- settled ------------------------------------------------------------------------------------------------------
     def settle(self, item: Item, out: Output) -> None:

@@ -25,8 +25,9 @@ PRIVATE = 0o600
 """Mode of files that hold harmful prompts: for their owner alone."""
 
 
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def answer_digest(answer: str) -> str:
+    """SHA-256 of an answer without the blanks around it, which a record need not keep."""
+    return hashlib.sha256(answer.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Output:
@@ -108,7 +109,7 @@ def enhanced(row: Row, outcomes: Sequence[Outcome], ablation: Ablation | None, r
             "check": list(one.unsafe),
             "decision": one.decision,
             "response_source": one.source,
-            "vanilla_sha256": sha256(pair.answer),
+            "vanilla_sha256": answer_digest(pair.answer),
             "backend": options.backend,
             "model": None if options.backend == "replay" else options.model,
             "template": rows.teacher.template.name,
