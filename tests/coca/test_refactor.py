@@ -405,7 +405,7 @@ def test_shapes_styles_and_ablations_go_through(remote):
         (["--backend", "replay"], "needs --replay"),
         (["--emit-requests"], "--emit-requests"),
         (["--fix"], "--fix mends records"),
-        (["--max-length", "5"], "--tokenizer"),
+        (["--max-length", "5"], "--max-length counts"),
         (["--think-lang", "xx"], "--think-lang xx"),
         (["--resume"], "--resume"),
         (["--ablate", "x"], "--ablate x"),
@@ -432,10 +432,10 @@ def test_print_template_prints_one_that_is_taken(tool, tmp_path):
 def test_the_student_s_tokenizer_bounds_the_length(remote, tiny, tmp_path):
     summary = tmp_path / "s.json"
     with Loopback(teach) as server:
-        words = ("--tokenizer", tiny, "--max-length", "330", "--summary", summary, "--max-attempts", "1")
+        words = ("--tokenizer", tiny, "--max-length", "200", "--summary", summary, "--max-attempts", "1")
         done = remote(server, *words, rows=ROWS[:2])
         assert done.rows == []
-        longer = remote(server, *words[:3], "400", *words[4:], "--quiet", rows=ROWS[:2])
+        longer = remote(server, *words[:3], "900", *words[4:], "--quiet", rows=ROWS[:2])
     assert len(longer.rows) == 2
     counts = json.loads(summary.read_text())
     assert counts["tags_alike"]["<think>"] is True

@@ -30,8 +30,9 @@ class Case:
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``model``: it loads one (and so
-    has ``--model``, ``-j`` and what goes with them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the ``stochastic``
-    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
+    has ``--model``, ``-j`` and what goes with them). ``replaces``: fields of a row that it writes anew. ``seeded``: its
+    seed shows in the output of the ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its
+    exit status when no row comes in.
     """
 
     name: str

@@ -19,7 +19,7 @@ from toolbox.shell.records import Record
 from toolbox.shell.streams import JsonlWriter, Streams
 
 if TYPE_CHECKING:
-    from toolbox.coca.refactor import _Rows
+    from toolbox.coca.refactor_rows import Rows
 
 PRIVATE = 0o600
 """Mode of files that hold harmful prompts: for their owner alone."""
@@ -95,7 +95,7 @@ class Output:
                 handle.write(line.replace(b"\n", b" ") + b"\n")
 
 
-def enhanced(row: Row, outcomes: Sequence[Outcome], ablation: Ablation | None, rows: _Rows) -> dict[str, Any]:
+def enhanced(row: Row, outcomes: Sequence[Outcome], ablation: Ablation | None, rows: Rows) -> dict[str, Any]:
     """The row as it came, its answers replaced by records; what was found under ``coca``."""
     options, grammar = rows.options, rows.options.grammar
     answers, found = [], []
