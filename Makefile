@@ -16,6 +16,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: help setup demo test test-slow bench lint clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
+.PHONY: coca-refactor coca-eval
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -73,5 +74,11 @@ lot-winocontrol: $(STAMP)  ## the WinoControl grid on a few sentences (DATA=the 
 lot-replay: $(STAMP)  ## stored responses of six models, judged (DATA=the file of responses)
 	$(RUN) bash recipes/lot/replay.sh "$(DATA)"
 
+coca-refactor: $(STAMP)  ## COCA: eight demo pairs annotated by the embedded model (DATA=pairs of your own)
+	$(RUN) bash recipes/coca/refactor.sh $(DATA)
+
+coca-eval: $(STAMP)  ## COCA: the embedded model with and without the guidelines, on the demo prompts (DATA=your own)
+	$(RUN) bash recipes/coca/eval.sh $(DATA)
+
 clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl bench/.venv-forgetium
+	rm -rf demo coca bench/results.jsonl bench/.venv-forgetium

@@ -14,6 +14,7 @@ import pytest
 
 from tests.contract.commands import METHODS
 from tests.server import ROOT, environment
+from tests.tiny import tiny_model_dir
 
 PEOPLE = [
     {"person": "Ada Quill" if i < 2 else f"Person {i}", "question": f"Where is {i}?", "answer": f"In town {i}."}
@@ -36,13 +37,20 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "questions.jsonl").write_text(lines(PEOPLE[:2]))
     (tmp_path / "prompts.jsonl").write_text(lines([{"prompt": row["question"]} for row in PEOPLE[:2]]))
     (tmp_path / "forget.jsonl").write_text(lines(PEOPLE[:2]))
+    demo = (ROOT / "recipes/coca/demo.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "safety.jsonl").write_text("".join(demo[:3]))
+    asked = [json.loads(line) for line in (ROOT / "recipes/coca/demo-eval.jsonl").read_text().splitlines()]
+    (tmp_path / "harmful.jsonl").write_text(lines(asked[:2]))
+    (tmp_path / "pair.jsonl").write_text(lines([row for row in asked if "attack" in row][:2]))
+    (tmp_path / "xstest.jsonl").write_text(lines(asked[-2:]))
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
     return tmp_path
 
 
 def run(script: str, here: Path, tiny: Path) -> None:
-    """Run with the tiny model as the default one; a trainer that makes ``tuned`` finds no such directory yet."""
+    """Run with the tiny model as the default one, with a wide window where a template is long; a trainer that makes
+    ``tuned`` finds no such directory yet."""
     if "jq" in script and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
     if "--out tuned" not in script:
@@ -50,7 +58,9 @@ def run(script: str, here: Path, tiny: Path) -> None:
         (here / "tuned" / "run.json").write_text("{}")
     if "--model unlearned" in script and "--out unlearned" not in script:
         shutil.copytree(tiny, here / "unlearned")
-    env = {**environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5"}
+    if "coca-" in script:
+        tiny = tiny_model_dir(here / "wide", window=8192)
+    env = {**environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5", "TOOLBOX_MAX_ATTEMPTS": "1"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=here, env=env, capture_output=True, text=True,
         stdin=subprocess.DEVNULL,
