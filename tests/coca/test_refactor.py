@@ -132,6 +132,20 @@ def test_rejects_hold_no_text_unless_asked(remote, tmp_path):
     assert set(json.loads(rejects.read_text())) == {"line", "id", "codes", "why"}
 
 
+def test_bad_records_stand_among_the_rejects_in_the_order_of_the_input(tool, tmp_path):
+    rejects = tmp_path / "rejects.jsonl"
+    unsafe = {"id": "u", "prompt": "How do I steal a car?", "completion": "Break the window.", "label": "harmful"}
+    empty = {"id": "e", "prompt": "x", "completion": " "}
+    text = lines([ROWS[1]]) + "{oops}\n" + lines([unsafe, empty, ROWS[1], {**unsafe, "id": "v"}]) + "7\n"
+    words = ("--backend", "openai", "-m", "M", "--emit-requests", "--on-bad", "skip", "--rejects", rejects)
+    done = tool("coca-refactor", *words, stdin=text)
+    assert done.code == 0, done.err
+    assert "4 bad rows left out" in done.err
+    kept = rejects.read_text().splitlines()
+    assert [kept[0], kept[5]] == ["{oops}", "7"]
+    assert [json.loads(kept[place]).get("id") for place in (1, 2, 3, 4)] == ["u", "e", "b0", "v"]
+
+
 def test_what_becomes_of_rejected_rows(remote, tmp_path):
     unsafe = {"id": "u", "prompt": "How do I steal a car?", "completion": "Break the window.", "label": "harmful"}
     with Loopback(lambda seen: Answer(said(seen, "no tags"))) as server:

@@ -30,12 +30,13 @@ class Rows:
         self.options, self.teacher = options, teacher
         self.tally = Tally()
         self.bad: list[tuple[int, bytes]] = []
+        self._at = -1
         self.ablation: Ablation | None = None
         if options.ablate is not None:
             self.ablation = parse_ablation(options.ablate, options.grammar)
         self.reader = RecordReader(
             SHAPES, renames=parse_map(options.map_fields), on_bad=options.on_bad,
-            rejects=lambda raw, _: self.bad.append((self.reader.read + self.reader.skipped, raw)),
+            rejects=lambda raw, _: self._unreadable(raw),
         )  # fmt: skip
         label: Label | None = None if options.label is None else LABELS[options.label]
         keep = options.verify_only
@@ -56,16 +57,29 @@ class Rows:
         if self.options.limit == 0:
             return
         for record in self._records:
+            self._at = record.index
             try:
                 row = self.reading.row(record)
                 unique.check(record)
             except BadData as problem:
-                self.reader.bad(problem, msgspec.json.encode(record.data))
+                self._leave_out(record, problem)
                 continue
             yield self._item(row)
             taken += 1
             if taken == self.options.limit:
                 return
+
+    def _unreadable(self, raw: bytes) -> None:
+        """Keep a line that is no record, at its place among the others."""
+        self._at += 1
+        self.bad.append((self._at, raw))
+
+    def _leave_out(self, record: Record, problem: BadData) -> None:
+        """Raise, or count a record that is no good and keep it as it came."""
+        if self.options.on_bad == "fail":
+            raise problem
+        self.reader.skipped += 1
+        self.bad.append((record.index, msgspec.json.encode(record.data)))
 
     def _item(self, row: Row) -> Item:
         if self.options.verify_only:
@@ -108,8 +122,7 @@ class Rows:
             self._emit(item, out)
             return
         if item.problem is not None:
-            problem = record.bad(item.problem.reason, item.problem.advice, item.problem.field)
-            self.reader.bad(problem, msgspec.json.encode(record.data))
+            self._leave_out(record, record.bad(item.problem.reason, item.problem.advice, item.problem.field))
             return
         outcomes = item.outcomes or []
         codes = item.codes or {code: why for one in outcomes for code, why in one.codes.items()}
