@@ -428,10 +428,19 @@ def test_shapes_styles_and_ablations_go_through(remote):
         (["--concurrency", "3"], "--concurrency has no use"),
     ],
 )
-def test_what_does_not_fit_together_is_said_at_once(tool, words, says):
-    done = tool("coca-refactor", *words, stdin=lines(ROWS))
+def test_what_does_not_fit_together_is_said_at_once(words, says):
+    from toolbox.commands.coca_refactor import check, main
+    from toolbox.shell.errors import UsageProblem
+
+    with main.make_context("coca-refactor", list(words)) as context, pytest.raises(UsageProblem) as caught:
+        house = ("print_recipe", "num_processes", "accelerate", "debug", "dry_run", "quiet")
+        check({name: value for name, value in context.params.items() if name not in house})
+    assert says in str(caught.value)
+
+
+def test_a_usage_error_is_2_and_writes_nothing(tool):
+    done = tool("coca-refactor", "--fix", stdin=lines(ROWS))
     assert (done.code, done.out) == (2, b"")
-    assert says in done.err.splitlines()[0]
 
 
 def test_print_template_prints_one_that_is_taken(tool, tmp_path):
