@@ -17,6 +17,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
 .PHONY: landscape-demo landscape-lot landscape-verify
+.PHONY: coca-refactor coca-eval
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -83,5 +84,11 @@ landscape-lot: $(STAMP)  ## questions, paths sampled under two wordings, a map o
 landscape-verify: $(STAMP)  ## a path verifier judged against a fair vote (DATA=the file of released paths)
 	$(RUN) bash recipes/landscape/verify.sh "$(DATA)"
 
+coca-refactor: $(STAMP)  ## COCA: eight demo pairs annotated by the embedded model (DATA=pairs of your own)
+	$(RUN) bash recipes/coca/refactor.sh $(DATA)
+
+coca-eval: $(STAMP)  ## COCA: the embedded model with and without the guidelines, on the demo prompts (DATA=your own)
+	$(RUN) bash recipes/coca/eval.sh $(DATA)
+
 clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl bench/.venv-*
+	rm -rf demo bench/results.jsonl bench/.venv-* coca

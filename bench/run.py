@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import (
     bench_chains,
+    bench_coca,
     bench_forgetium,
     bench_landscape,
     bench_lot,
@@ -44,6 +45,7 @@ ROOMS = (
     bench_lot,
     bench_chains,
     bench_landscape,
+    bench_coca,
 )
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}
 PACKAGES = ("toolbox-ten", "torch", "transformers", "accelerate", "numpy", "msgspec", "click")

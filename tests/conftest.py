@@ -60,6 +60,15 @@ def tofu() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def coca_data() -> Path:
+    """Safety pairs, prompts and judge gold, where the shared data lies beside the checkout."""
+    path = SHARED / "coca"
+    if not path.is_dir():
+        pytest.skip(f"the safety data is not here ({path})")
+    return path
+
+
 @pytest.fixture
 def rows(tmp_path: Path):
     """Write rows as JSON lines: ``rows("forget.jsonl", [{...}])`` gives the path."""

@@ -32,7 +32,9 @@ def tiny_tokenizer(chat: bool = True):
     return fast
 
 
-def tiny_model(seed: int = 0, layers: int = 2, width: int = 32, vocabulary: int = 259, tied: bool = True):
+def tiny_model(
+    seed: int = 0, layers: int = 2, width: int = 32, vocabulary: int = 259, tied: bool = True, window: int = 512
+):
     """A random Llama in fp32 (grouped-query attention, tied embeddings), in eval mode."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,7 +46,7 @@ def tiny_model(seed: int = 0, layers: int = 2, width: int = 32, vocabulary: int 
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=window,
         tie_word_embeddings=tied,
         pad_token_id=258,
         eos_token_id=258,

@@ -31,8 +31,8 @@ class Case:
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills the
     directory ``folder/out`` beside its lines. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
-    them). ``seeded``: its seed shows in the output of the ``stochastic`` run. ``takes_messages``: rows may be
-    conversations. ``empty``: its exit status when no row comes in.
+    them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
+    ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Case:
     seeded: bool = True
     takes_messages: bool = True
     empty: int = 0
+    replaces: tuple[str, ...] = ()
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -138,9 +139,40 @@ def _verify(tiny: Path, folder: Path) -> list[str]:
     return ["--features", str(folder / "features.safetensors"), "--verifier", "logreg", "--shuffles", "1"]
 
 
+SAFE_PAIRS = [
+    {
+        "id": f"s{i}",
+        "prompt": f"Tell me about thing {i}.",
+        "completion": "I'm sorry, but I can't help with that." if i % 2 else f"Thing {i} is a thing.",
+        "label": "harmful" if i % 2 else "benign",
+        "extra": {"big": 2**70, "x": [i, None]},
+    }
+    for i in range(6)
+]
+SHORT_TEMPLATE = """
+id: short
+system: "{skeleton}"
+gloss: {think: why, concept: what, check: unsafe, erase: decide, response: answer}
+ask: "{prompt} {answer}"
+decision: {refuse: I refuse., comply: I comply.}
+refusal: No.
+"""
+
+
+def _refactor(tiny: Path, folder: Path) -> list[str]:
+    template = folder / "short.yaml"
+    template.write_text(SHORT_TEMPLATE)
+    return ["--model", str(tiny), "--template", str(template), "--verify", "off"]
+
+
 CASES = {
     case.name: case
     for case in (
+        Case("coca-refactor", SAFE_PAIRS, _refactor, trainer=False, stochastic=("--temperature", "1"),
+             replaces=("completion",)),
+        Case("coca-eval", [{name: row[name] for name in ("id", "prompt", "label")} for row in SAFE_PAIRS],
+             lambda tiny, folder: ["--model", str(tiny), "--max-new-tokens", "5", "--bootstrap", "50"], trainer=False,
+             sums_up=True, seeded=False),
         Case("lm-tune", PEOPLE, _tune, trainer=True, empty=65),
         Case("satimp-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
         Case("gru-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
@@ -166,5 +198,5 @@ CASES = {
     )
 }  # fmt: skip
 
-METHODS = {"lot", "landscape"}
+METHODS = {"coca", "landscape", "lot"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.contract.commands import CASES, METHODS, SOLVED
 from tests.server import ROOT, environment
+from tests.tiny import tiny_model_dir
 
 PEOPLE = [
     {"person": "Ada Quill" if i < 2 else f"Person {i}", "question": f"Where is {i}?", "answer": f"In town {i}."}
@@ -36,6 +37,12 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "questions.jsonl").write_text(lines(PEOPLE[:2]))
     (tmp_path / "prompts.jsonl").write_text(lines([{"prompt": row["question"]} for row in PEOPLE[:2]]))
     (tmp_path / "forget.jsonl").write_text(lines(PEOPLE[:2]))
+    demo = (ROOT / "recipes/coca/demo.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "safety.jsonl").write_text("".join(demo[:3]))
+    asked = [json.loads(line) for line in (ROOT / "recipes/coca/demo-eval.jsonl").read_text().splitlines()]
+    (tmp_path / "harmful.jsonl").write_text(lines(asked[:2]))
+    (tmp_path / "pair.jsonl").write_text(lines([row for row in asked if "attack" in row][:2]))
+    (tmp_path / "xstest.jsonl").write_text(lines(asked[-2:]))
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
     (tmp_path / "paths.jsonl").write_text(lines(SOLVED))
@@ -47,6 +54,7 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """Run with the tiny model as the default one; what makes ``tuned`` or ``land`` finds no such directory yet.
 
     Where an option is not written, the environment says what costs least: no figures, a linear map, a linear verifier.
+    Where a template is long the tiny model gets a wide window.
     """
     if "jq" in script and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
@@ -59,9 +67,11 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         if f"{folder}/" in script and f"--out {folder}" not in script:
             (here / folder).mkdir()
             CASES["landscape-verify"].arguments(tiny, here / folder)
+    if "coca-" in script:
+        tiny = tiny_model_dir(here / "wide", window=8192)
     env = {
         **environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5", "TOOLBOX_DRAW": "none",
-        "TOOLBOX_PROJECT": "pca", "TOOLBOX_VERIFIER": "logreg", "TOOLBOX_SHUFFLES": "1",
+        "TOOLBOX_PROJECT": "pca", "TOOLBOX_VERIFIER": "logreg", "TOOLBOX_SHUFFLES": "1", "TOOLBOX_MAX_ATTEMPTS": "1",
     }  # fmt: skip
     env["PATH"] = f"{shims}:{env['PATH']}"
     done = subprocess.run(

@@ -144,6 +144,11 @@ class Chat:
         builder.add(self._controls.ids(opened[len(rendered) :], hidden, first=not builder.ids), False)
         return builder.ids
 
+    def continued(self, messages: Sequence[Message], beginning: str) -> list[int]:
+        """What generation continues where the answer's ``beginning`` is given; nothing in that is a control token."""
+        ids = self.prompt(messages)
+        return ids + self._controls.plain_ids(beginning, first=not ids)
+
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: the template's end of turn and the tokenizer's end of text."""

@@ -307,6 +307,9 @@ class Endpoint:
                 body["top_p"] = decoding.top_p
         if decoding.stop:
             body["stop"] = list(decoding.stop)
+        if decoding.json_schema is not None:
+            form = {"name": "answer", "strict": True, "schema": json.loads(decoding.json_schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         turns = self._turns(request.content)
         if self.service.raw:
             logprobs = {"logprobs": 0} if decoding.logprobs else {}
@@ -319,6 +322,16 @@ class Endpoint:
         if self.service.system is not None and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.service.system})
         return turns
+
+
+def batch_line(service: Service, request: TextRequest, decoding: Decoding) -> dict[str, Any]:
+    """A request as one line of the batch files that OpenAI and ``vllm run-batch`` take; ``custom_id`` is its path.
+
+    What such a batch answers is read by `replay`.
+    """
+    path, body = Endpoint(service)._body(request, decoding)
+    body = {**body, "max_tokens": decoding.max_new_tokens}
+    return {"custom_id": request.key, "method": "POST", "url": "/v1" + path, "body": body}
 
 
 def _joined(turns: Sequence[Mapping[str, str]]) -> str:

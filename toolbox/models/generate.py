@@ -5,7 +5,8 @@ The other backends are ``endpoint`` (any OpenAI-compatible server) and ``replay`
 The local backend decodes by itself, one token a step for a batch of left-padded rows:
 
 - attention masks and position ids are explicit, so that padding changes nothing;
-- the prompt is run once, for the last position's logits only, and rows with the same prompt share that run;
+- the prompt is run once, for the last position's logits only, and rows with the same prompt share that run; prompts
+  that begin alike (a task and its examples) may share the run of that beginning;
 - a row leaves the batch in the step in which it ends, so that finished rows cost nothing;
 - the sampling noise of a token depends on (seed, request key, position, token id) alone, so that neither the batch
   nor the order of the rows nor the number of processes shows in the samples.
@@ -19,14 +20,14 @@ Importing this module costs no torch: backends that need none share the interfac
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from toolbox.models.cache import new_cache, takes_gaps
 from toolbox.models.facts import context_window
 from toolbox.models.sampling import choose_tokens
 from toolbox.shell.errors import BadData, TryAgain, UsageProblem
@@ -46,12 +47,20 @@ def path_id(id: str, variant: str | None, sample: int) -> str:
     return f"{id}/{sample}" if variant is None else f"{id}/{variant}/{sample}"
 
 
+StopRule = Callable[[int, Callable[[], str]], bool]
+"""Whether a row has had enough: given how many tokens it has and, if it asks, the text they make."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as token ids. ``key`` names the path (`path_id`): the sampling noise is a function of it."""
+    """A prompt as token ids. ``key`` names the path (`path_id`): the sampling noise is a function of it.
+
+    ``rule`` may end this row before its limit; it is asked once a token, in order, and may keep a state of its own.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
+    rule: StopRule | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,8 @@ class Decoding:
     """How to choose tokens and when to end.
 
     ``temperature`` 0 is greedy (ties go to the lowest id). Otherwise the logits are divided by it, then cut to the
-    nucleus of mass ``top_p``, then sampled. ``stop`` strings end a row where the first of them begins.
+    nucleus of mass ``top_p``, then sampled. ``stop`` strings end a row where the first of them begins. ``json_schema``
+    (its text) is asked of an endpoint, which may refuse it; a local model has no use for it.
     """
 
     max_new_tokens: int = 512
@@ -82,6 +92,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     seed: int = 0
     logprobs: bool = False
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -102,11 +113,11 @@ class Completion:
     stay visible (``<|im_start|>`` in the middle of an answer is worth seeing). The end token and the stop string with
     all that follows it are not part of it. A character cut off by the length limit appears as U+FFFD.
 
-    ``finish_reason`` is "stop" for an end token or a stop string, "length" for the limit (the one asked for or the
-    model's window), "error" where a server withheld the text. ``n_completion_tokens`` counts every generated token: the
-    end token and those the stop string cut off too. ``logprobs`` has one entry for each of these: ln p of the token
-    under the model's own distribution, before temperature and top-p; None if not asked for. Token counts are None
-    where a server does not tell them; ``model`` is the name that a stored response bears.
+    ``finish_reason`` is "stop" for an end token or a stop string, "length" for the limit (the one asked for, a rule of
+    the row, or the model's window), "error" where a server withheld the text. ``n_completion_tokens`` counts every
+    generated token: the end token and those the stop string cut off too. ``logprobs`` has one entry for each of these:
+    ln p of the token under the model's own distribution, before temperature and top-p; None if not asked for. Token
+    counts are None where a server does not tell them; ``model`` is the name that a stored response bears.
     """
 
     text: str
@@ -126,6 +137,17 @@ class Backend(Protocol[R_contra]):
     def complete(self, requests: Sequence[R_contra], decoding: Decoding) -> list[Completion]:
         """One completion a request, in the order of the requests."""
         ...
+
+
+_SHARED = 32
+"""Tokens that all prompts of a batch must begin with for that beginning to be run apart, once for all of them."""
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, the last of the shortest left out."""
+    first, last = min(prompts), max(prompts)  # whatever these two share, those between them share
+    most = min(map(len, prompts)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, batch_tokens: int | None = None) -> list[list[int]]:
@@ -204,7 +226,11 @@ class _Row:
         """Take the next token; whether another one is wanted."""
         self.ids.append(token)
         self.ended = token in end_ids
-        return not (self.ended or self.text.stopped(self.ids) or len(self.ids) >= self.limit)
+        return not (self.ended or self.text.stopped(self.ids) or len(self.ids) >= self.limit or self._enough())
+
+    def _enough(self) -> bool:
+        rule = self.request.rule
+        return rule is not None and rule(len(self.ids), lambda: self.text.full(self.ids))
 
     def completion(self, logprobs: bool) -> Completion:
         text = self.text.full(self.ids[:-1] if self.ended else self.ids)
@@ -216,57 +242,6 @@ class _Row:
             n_completion_tokens=len(self.ids),
             logprobs=tuple(self.logprobs) if logprobs else None,
         )
-
-
-@functools.cache
-def _roomy_layer() -> type:
-    """The class of a key-value cache layer that keeps room at its end (made late: it inherits from transformers).
-
-    The stock layer concatenates, that is copies all it holds, in every step; this one writes one column.
-    """
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        """``keys`` and ``values``, [rows, heads, columns, width], are views of buffers with spare columns."""
-
-        buffers: tuple[torch.Tensor, torch.Tensor]
-
-        def update(
-            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-                self.buffers = (self.keys, self.values)
-            start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-            if end > self.buffers[0].shape[2]:
-                self.buffers = (self._with_room(self.keys, end), self._with_room(self.values, end))
-            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[:, :, start:end] = states
-            self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-            return self.keys, self.values
-
-        def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-            super().reorder_cache(beam_idx)
-            self.buffers = (self.keys, self.values)
-
-        @staticmethod
-        def _with_room(states: torch.Tensor, columns: int) -> torch.Tensor:
-            rows, heads, held, width = states.shape
-            buffer = states.new_empty(rows, heads, columns + max(64, columns // 4), width)
-            buffer[:, :, :held] = states
-            return buffer
-
-    return RoomyLayer
-
-
-def _new_cache(config: Any) -> Cache:
-    """An empty cache for a model: transformers' own, its plain attention layers replaced by roomy ones."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache(config=config)
-    cache.layers = [_roomy_layer()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
 
 
 @contextlib.contextmanager
@@ -289,7 +264,9 @@ class LocalBackend:
     """Completes prompts with a causal language model of transformers, on the device the model is on.
 
     ``end_ids`` are the tokens that end a completion. ``batch_size`` and ``batch_tokens`` bound a batch
-    (`plan_batches`, with prompt + ``max_new_tokens`` as the length of a row).
+    (`plan_batches`, with prompt + ``max_new_tokens`` as the length of a row). ``share_beginnings`` runs what all
+    prompts of a batch begin with apart, once for all; a prompt is then run in two passes, so not where something hooked
+    into the model has to see it whole.
     """
 
     def __init__(
@@ -300,10 +277,13 @@ class LocalBackend:
         end_ids: Collection[int],
         batch_size: int = 8,
         batch_tokens: int | None = None,
+        share_beginnings: bool = False,
     ) -> None:
         plan_batches([], batch_size, batch_tokens)  # refuses impossible sizes before any work
         self._model, self._tokenizer, self._end_ids = model, tokenizer, frozenset(end_ids)
         self._batch_size, self._batch_tokens = batch_size, batch_tokens
+        self._share = share_beginnings
+        self._kept: tuple[tuple[int, ...], Any] = ((), None)
         # an adapter's wrapper takes **kwargs: the model inside says what they may be
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._accepts = frozenset(inspect.signature(inner.forward).parameters)
@@ -370,13 +350,14 @@ class LocalBackend:
         import torch
 
         prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
-        columns = max(map(len, prompts))
-        padded = [[0] * (columns - len(prompt)) + list(prompt) for prompt in prompts]
-        filled = [[0] * (columns - len(prompt)) + [1] * (len(prompt) + room) for prompt in prompts]
+        shared, cache = self._beginning(prompts)
+        longest = max(map(len, prompts)) - shared
+        padded = [[0] * (longest - len(prompt) + shared) + list(prompt[shared:]) for prompt in prompts]
+        gaps = [[0] * (longest - len(prompt) + shared) + [1] * (len(prompt) - shared + room) for prompt in prompts]
         ids = torch.tensor(padded, device=self._model.device)
-        mask = torch.tensor(filled, device=self._model.device)
-        positions = (mask[:, :columns].cumsum(-1) - 1).clamp_(min=0)
-        cache = _new_cache(self._model.config)
+        mask = torch.tensor([[1] * shared + gap for gap in gaps], device=self._model.device)
+        columns = shared + longest
+        positions = (mask[:, :columns].cumsum(-1) - 1).clamp_(min=0)[:, shared:]
         logits = self._forward(ids, mask[:, :columns], positions, cache)
         positions = positions[:, -1:]
         if len(prompts) < len(rows):  # several samples of one prompt
@@ -385,6 +366,32 @@ class LocalBackend:
             cache.reorder_cache(index)
             logits, mask, positions = logits[index], mask[index], positions[index]
         return logits, cache, mask, positions
+
+    def _beginning(self, prompts: Sequence[tuple[int, ...]]) -> tuple[int, Cache]:
+        """How many tokens all prompts begin with that are run already, and a cache that holds them, a row a prompt.
+
+        The last beginning is kept: the next batch as a rule has the same task and examples. Where it has not, what the
+        two have in common is run and kept, so that a few batches find what all have.
+        """
+        import torch
+
+        cache = new_cache(self._model.config)
+        if not self._share or not takes_gaps(cache):
+            return 0, cache
+        head, held = self._kept
+        together = _common([*prompts, (*head, -1)])
+        if together < _SHARED:
+            together = _common(prompts)
+        if together < _SHARED:
+            return 0, cache
+        if head != prompts[0][:together]:
+            head, held = prompts[0][:together], new_cache(self._model.config)
+            ids = torch.tensor([head], device=self._model.device)
+            self._forward(ids, torch.ones_like(ids), torch.arange(together, device=ids.device)[None], held)
+            self._kept = head, held
+        for layer, before in zip(cache.layers, held.layers, strict=True):
+            layer.update(*(states.expand(len(prompts), -1, -1, -1) for states in (before.keys, before.values)))
+        return len(head), cache
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Logits of the last column, float32 [R, V]; the cache takes up the tokens."""

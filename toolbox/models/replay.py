@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from toolbox.models.endpoint_reply import read_reply
 from toolbox.models.generate import Completion, Content, Decoding, FinishReason, TextRequest
 from toolbox.models.responses import Keys, digest, key_bytes, pack, span
 from toolbox.shell.errors import BadData
@@ -25,6 +26,18 @@ from toolbox.shell.streams import Streams, damaged_is_bad_data, display_name, it
 
 _FINISHED: tuple[FinishReason, ...] = ("stop", "length", "error")
 _BOM = b"\xef\xbb\xbf"
+
+
+class _Batched(msgspec.Struct, kw_only=True):
+    """A line of a batch's output, by OpenAI or ``vllm run-batch``: an endpoint's answer under ``response.body``."""
+
+    custom_id: str
+    response: _Answered | None = None
+
+
+class _Answered(msgspec.Struct, kw_only=True):
+    status_code: int = 200
+    body: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Stored(msgspec.Struct, kw_only=True):
@@ -57,6 +70,9 @@ class Replay:
     any rows with ``completion`` and ``id``. Rows without ``sample`` are the samples of their (id, variant) in the order
     of the file. ``model`` leaves out the responses of other models. A torn last line is left out; ``torn`` tells.
 
+    The output of a batch (OpenAI's, ``vllm run-batch``) is read too, by the ``custom_id`` that `endpoint.batch_line`
+    gave; ``failed`` counts its requests that were not answered.
+
     ``changed`` counts responses that were found by their name although their key, which they have, is another: the
     prompt or the options are not what they were.
 
@@ -65,7 +81,7 @@ class Replay:
 
     def __init__(self, name: str, streams: Streams, *, model: str | None = None) -> None:
         self.name = display_name(name)
-        self.changed = 0
+        self.changed = self.failed = 0
         self.torn = False
         self._model = model
         self._keys: dict[bytes, Keys | None] = {}
@@ -117,8 +133,9 @@ class Replay:
         return found
 
     def _read(self, place: int) -> _Stored:
-        line = os.pread(self._handle.fileno(), *span(place))
-        return msgspec.json.decode(line.removeprefix(_BOM), type=_Stored)
+        stored = _decode(os.pread(self._handle.fileno(), *span(place)).removeprefix(_BOM))
+        assert stored is not None  # only those that are there were noted
+        return stored
 
     def _index(self) -> set[str | None]:
         """Note where each response lies; the models there are."""
@@ -127,12 +144,16 @@ class Replay:
         for number, line in iter_lines(self._handle, self.name):
             end = self._handle.tell()
             try:
-                stored = msgspec.json.decode(line, type=_Stored)
+                stored = _decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 if self._is_torn(end):
                     self.torn = True
                     break
                 raise self._bad(error, number) from None
+            if stored is None:
+                self.failed += 1
+                start = end
+                continue
             models.add(stored.model)
             if self._model is None or stored.model == self._model:
                 self._note(stored, number, pack(start, end - start))
@@ -167,6 +188,33 @@ class Replay:
             advice = "a stored response has `completion`, and `id` or `key`"
             return BadData(what, advice, file=self.name, line=number, field=field.rstrip("`") or None)
         return BadData(f"not valid JSON: {what}", "one JSON object a line", file=self.name, line=number)
+
+
+def _decode(line: bytes) -> _Stored | None:
+    """A stored response; None for a batch's request that failed. Raises what msgspec raises, ValueError included."""
+    if b'"custom_id"' not in line:
+        return msgspec.json.decode(line, type=_Stored)
+    batched = msgspec.json.decode(line, type=_Batched)
+    if batched.response is None or batched.response.status_code != 200:
+        return None
+    try:
+        done = read_reply(bytes(batched.response.body), Decoding())
+    except ValueError as error:
+        raise msgspec.ValidationError(f"{error} - at `$.response.body`") from None
+    id, variant, sample = _path(batched.custom_id)
+    return _Stored(
+        completion=done.text, id=id, variant=variant, sample=sample, finish_reason=done.finish_reason,
+        n_prompt_tokens=done.n_prompt_tokens, n_completion_tokens=done.n_completion_tokens,
+    )  # fmt: skip
+
+
+def _path(custom_id: str) -> tuple[str, str | None, int | None]:
+    """``id/variant/sample`` or ``id/sample`` apart; an id of another form is an id."""
+    head, _, last = custom_id.rpartition("/")
+    if not head or not last.isdecimal():
+        return custom_id, None, None
+    id, slash, variant = head.rpartition("/")
+    return (id, variant, int(last)) if slash else (head, None, int(last))
 
 
 def _name(id: str, variant: str | None, sample: int) -> bytes:

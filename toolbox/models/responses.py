@@ -66,6 +66,8 @@ def describe_run(
         "stop": list(decoding.stop),
         "logprobs": decoding.logprobs,
     }
+    if decoding.json_schema is not None:
+        chosen["json_schema"] = digest(decoding.json_schema)
     if decoding.temperature > 0:
         chosen |= {"top_p": float(decoding.top_p), "seed": decoding.seed}
     return {
@@ -160,13 +162,14 @@ class ResponseLog:
     With ``resume`` what is in the file already is found by its key; a last line that a killed run left torn is cut off.
     Of several responses of one key the first stands, in this run and in all later ones. What is held in memory is where
     each response lies, never the response. Safe to use from several threads; ``begin`` comes before all else.
-    ``held`` counts the responses that were there, ``found`` and ``added`` those that this run took and made.
+    ``mode`` is that of a file that is made. ``held`` counts the responses that were there, ``found`` and ``added``
+    those that this run took and made.
 
     Raises: CannotCreate (73) for a file that holds something without ``resume``, that another run is writing to, or
     that is none; BadData (65) for lines that are no responses.
     """
 
-    def __init__(self, path: str, *, resume: bool = False) -> None:
+    def __init__(self, path: str, *, resume: bool = False, mode: int = 0o666) -> None:
         self.path = path
         self.held = self.found = self.added = 0
         self._places: dict[bytes, int] = {}
@@ -175,7 +178,7 @@ class ResponseLog:
         check_log(path, resume=resume)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
-            self._descriptor: int | None = os.open(path, flags, 0o666)
+            self._descriptor: int | None = os.open(path, flags, mode)
         except (FileNotFoundError, NotADirectoryError):
             raise CannotCreate(f"{path}: its directory does not exist", "make the directory first") from None
         try:

@@ -38,7 +38,7 @@ def output_options(what: str) -> Decorator:
 def model_options() -> Decorator:
     """Which model."""
     return together(
-        option("--model", group="Model", type=PathType("MODEL", model=True), default="smollm2",
+        option("--model", "-m", group="Model", type=PathType("MODEL", model=True), default="smollm2",
                help="Directory, hub id, .gguf file, or smollm2 (embedded, no download)."),
         option("--trust-remote-code", group="Model", is_flag=True, recipe=False,
                help="Run code that comes with the model."),
