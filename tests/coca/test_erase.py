@@ -36,9 +36,7 @@ def packaged(x, z, k, *, method="leace", shrinkage=True):
     from concept_erasure import LeaceFitter
 
     one_hot = torch.nn.functional.one_hot(z, k)
-    fitter = LeaceFitter(
-        x.shape[1], k, method, constrain_cov_trace=False, shrinkage=shrinkage, dtype=torch.float64
-    )
+    fitter = LeaceFitter(x.shape[1], k, method, constrain_cov_trace=False, shrinkage=shrinkage, dtype=torch.float64)
     return fitter.update(x, one_hot).eraser
 
 

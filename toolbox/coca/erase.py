@@ -172,9 +172,9 @@ def inlp(
 ) -> tuple[Eraser, int | None]:
     """Iterative nullspace projection: fit a linear reader, project its direction out, repeat.
 
-    ``reader(x)`` gives the weights (d,), or (k, d) of a reader with several, and its held-out accuracy on rows erased so
-    far. Ends where that is at most ``until``, or after ``rounds``. Returns the eraser and how many directions it took,
-    None where ``until`` was not reached.
+    ``reader(x)`` gives the weights (d,), or (k, d) of a reader with several, and its held-out accuracy, on rows erased
+    so far. Ends where that is at most ``until``, or after ``rounds``. Returns the eraser and how many directions it
+    took, None where ``until`` was not reached.
     """
     directions: list[Tensor] = []
     basis: list[Tensor] = []
