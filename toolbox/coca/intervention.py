@@ -165,11 +165,18 @@ def load_intervention(path: str | Path) -> Intervention:
         raise MissingInput(f"{path}: no such file or directory", "an output of coca-train is expected")
     if (path / "adapter_config.json").is_file():
         return Intervention("lora", path, _about_adapter(path))
+    with open_intervention(path) as weights:
+        return _read(weights, path)
+
+
+def open_intervention(path: str | Path) -> Weights:
+    """The tensors of an output of coca-train; MissingInput (66) where there are none."""
+    path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.exists():
-        raise MissingInput(f"{path}: holds no {FILE}", "an output of coca-train is expected")
-    with open_weights(file) as weights:
-        return _read(weights, path)
+        raise MissingInput(f"{path}: {'no such file' if file == path else f'holds no {FILE}'}",
+                           "an output of coca-train is expected")  # fmt: skip
+    return open_weights(file)
 
 
 def _about_adapter(path: Path) -> dict[str, Any]:
