@@ -31,7 +31,8 @@ class Case:
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``model``: it loads one (and so
     has ``--model``, ``-j`` and what goes with them). ``seeded``: its seed shows in the output of the ``stochastic``
-    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
+    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in. Of a trainer
+    ``artefacts`` are files of its output, the weights first, and ``full_disk`` a file size that they exceed.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Case:
     seeded: bool = True
     takes_messages: bool = True
     empty: int = 0
+    artefacts: tuple[str, ...] = ("model.safetensors", "config.json", "tokenizer.json")
+    full_disk: int = 60_000
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -61,6 +64,27 @@ def _unlearn(tiny: Path, folder: Path) -> list[str]:
 
 def _generate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--max-new-tokens", "5"]
+
+
+def _intervene(tiny: Path, folder: Path) -> list[str]:
+    return [
+        "--model", str(tiny), "--out", str(folder / "out"), "--epochs", "2", "--batch-size", "3", "--lr", "1e-2",
+        "--method", "loreft", "--rank", "32", "--layers", "0-1",
+    ]  # fmt: skip
+
+
+LABELLED = [
+    {
+        "id": f"s{i}",
+        "prompt": f"{'Harm' if i % 2 else 'Help'} {'now ' * (i % 4)}{i}",
+        "label": ["safe", "unsafe"][i % 2],
+    }
+    for i in range(40)
+]
+
+
+def _probe(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(tiny), "--split-seeds", "2"]
 
 
 ITEMS = [
@@ -113,6 +137,9 @@ CASES = {
         Case("lm-tune", PEOPLE, _tune, trainer=True, empty=65),
         Case("satimp-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
         Case("gru-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
+        Case("coca-train", PEOPLE, _intervene, trainer=True, empty=65, artefacts=("intervention.safetensors",),
+             full_disk=10_000),
+        Case("coca-probe", LABELLED, _probe, trainer=False, sums_up=True, empty=65),
         Case(
             "lm-generate",
             [{"id": f"q{i}", "prompt": "Say " + "more " * (5 * i % 7) + str(i), "extra": {"big": 2**70, "x": [i, None]}}

@@ -24,7 +24,7 @@ def draw_probe(
     read = [row for row in rows if row["status"] != "constant"]
     erasers = list(dict.fromkeys(row["eraser"] for row in read))
     classes = list(planes[shown[0]]["points"])
-    look = looks([*erasers, *classes])
+    look = looks([*classes, *erasers])
     with styled():
         figure = new_figure((9.5, 5.2), title)
         above, below = figure.subfigures(2, 1, height_ratios=[1, 1.15])
@@ -51,7 +51,7 @@ def _spread(layers: Sequence[int]) -> list[int]:
 def _draw_plane(axes: Axes, layer: int, plane: Mapping[str, Any], look: Mapping[str, Any]) -> None:
     for name, points in plane["points"].items():
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, look[name].marker, color=look[name].colour, ms=2.2, mew=0, alpha=0.5)
+        axes.plot(xs, ys, look[name].marker, color=look[name].colour, ms=3, mew=0, alpha=0.55)
     first, second = plane["shares"]
     axes.set(title=f"Layer {layer}", xlabel=f"component 1 ({first:.0%})", ylabel=f"component 2 ({second:.0%})")
     axes.tick_params(labelbottom=False, labelleft=False)
@@ -60,6 +60,8 @@ def _draw_plane(axes: Axes, layer: int, plane: Mapping[str, Any], look: Mapping[
 def _draw_curves(
     axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, heading: str, look: Mapping[str, Any]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     from toolbox.plot_style import BAND_ALPHA, GREY
 
     for name in dict.fromkeys(row["eraser"] for row in rows):
@@ -75,6 +77,7 @@ def _draw_curves(
         axes.axhline(rows[0]["chance"], color=GREY, lw=0.7)
         axes.set_ylim(top=1.02)
     axes.set(title=heading, xlabel="layer")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
 
 
 def _handles(erasers: Sequence[str], classes: Sequence[str], look: Mapping[str, Any], rows: Sequence[Any]) -> list[Any]:

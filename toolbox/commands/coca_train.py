@@ -53,7 +53,7 @@ def method_options() -> Decorator:
     schema=schema,
     examples=[
         "cat enhanced.jsonl benign.jsonl | coca-train --method lofit --out trained | tail -n 1",
-        "coca-train --method loreft --layers 0-1 --epochs 3 --out edits enhanced.jsonl",
+        "coca-train --method loreft --positions f4+l4 --out edits enhanced.jsonl",
         "coca-train --method lofit --heads-from trained --merge merged --out again enhanced.jsonl",
     ],
 )
