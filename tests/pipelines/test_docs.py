@@ -36,6 +36,11 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "questions.jsonl").write_text(lines(PEOPLE[:2]))
     (tmp_path / "prompts.jsonl").write_text(lines([{"prompt": row["question"]} for row in PEOPLE[:2]]))
     (tmp_path / "forget.jsonl").write_text(lines(PEOPLE[:2]))
+    for name in ("enhanced", "benign"):
+        (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[:3]))
+    for name, verb in (("harmful", "Harm"), ("harmless", "Help")):
+        asked = [{"prompt": f"{verb} {'now ' * (i % 4)}{i}", "label": name} for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text(lines(asked))
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
     return tmp_path
