@@ -342,6 +342,8 @@ def test_an_adapter_is_attached_and_taken_off_again(tmp_path):
         torch.testing.assert_close(logits(model), wanted, rtol=0, atol=1e-6)
     torch.testing.assert_close(logits(model), bare, rtol=0, atol=0)
     assert [name for name, _ in model.named_modules()] == names
+    with pytest.raises(BadData, match="does not fit"), loaded.attach(tiny_model(width=64)):
+        pass
 
 
 def test_another_base_erasers_bare_heads_and_damage_are_refused(tmp_path):

@@ -146,7 +146,11 @@ def _adapted(path: Path, model: Any) -> Iterator[Attached]:
     """A PEFT adapter's layers inside ``model``, taken out again at the end."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, str(path), torch_device=str(model.device)).eval()
+    try:
+        adapted = PeftModel.from_pretrained(model, str(path), torch_device=str(model.device)).eval()
+    except (RuntimeError, ValueError) as error:
+        what = str(error).strip().splitlines()[0][:200]
+        raise BadData(f"does not fit the model: {what}", "give the model it was trained on", file=str(path)) from None
     try:
         yield Attached(None)
     finally:
