@@ -72,6 +72,10 @@ class Moments:
         """Add another part's sums to these."""
         if not other.n:
             return self
+        if not self.n:  # nothing to add to: the first batch of a fit is often the only one
+            self.n, self.mean_x, self.mean_z = other.n, other.mean_x, other.mean_z
+            self.xx, self.xz = other.xx, other.xz
+            return self
         total = self.n + other.n
         step_x, step_z = other.mean_x - self.mean_x, other.mean_z - self.mean_z
         weight = self.n * other.n / total
@@ -84,8 +88,7 @@ class Moments:
 
     def covariance(self, shrinkage: bool) -> Tensor:
         """S_xx (d, d): unbiased, or shrunk towards a multiple of the identity (see ``shrunk``)."""
-        symmetric = (self.xx + self.xx.T) / 2
-        return shrunk(symmetric / self.n, self.n) if shrinkage else symmetric / (self.n - 1)
+        return shrunk(self.xx / self.n, self.n) if shrinkage else self.xx / (self.n - 1)
 
     def cross_covariance(self) -> Tensor:
         """S_xz (d, k), unbiased."""

@@ -183,7 +183,7 @@ class Figures:
             if values:
                 found[name], found[f"{name}_sd"] = _mean(values), _deviation(values)
         known = [rank for rank in self.rank if rank is not None]
-        found["rank"] = _mean([float(rank) for rank in known]) if len(known) == len(self.rank) else None
+        found["rank"] = _mean([float(rank) for rank in known]) if known else None
         found["rank_unreached"] = len(self.rank) - len(known)
         return found
 

@@ -46,7 +46,7 @@ def reading_options() -> Decorator:
     examples=[
         "cat harmful.jsonl harmless.jsonl | coca-probe --eraser none --eraser leace --out erasers.safetensors"
         " | jq -r '[.layer,.eraser,.linear_acc,.rbf_acc]|@tsv'",
-        "cat harmful.jsonl harmless.jsonl | coca-probe --layers 1-2 --eraser inlp --plot probe.png > probe.jsonl",
+        "cat harmful.jsonl harmless.jsonl | coca-probe --layers 1-2 --split-seeds 3 --plot probe.png > probe.jsonl",
     ],
 )
 @click.argument("file", default="-", type=PathType())
