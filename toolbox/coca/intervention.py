@@ -11,6 +11,7 @@ tokens together without a cache says how long the prompts are (``Attached.prompt
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ def _adapted(path: Path, model: Any) -> Iterator[Attached]:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(path), torch_device=str(model.device)).eval()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own call, nobody's here
+            adapted = PeftModel.from_pretrained(model, str(path), torch_device=str(model.device)).eval()
     except (RuntimeError, ValueError) as error:
         what = str(error).strip().splitlines()[0][:200]
         raise BadData(f"does not fit the model: {what}", "give the model it was trained on", file=str(path)) from None

@@ -164,8 +164,9 @@ class Lofit(nn.Module):
         else:
             offset = self.layer_offset(layer)
             changed = z if offset is None else z + offset
-        if layer == 0 and self._idle() is not None:
-            changed = changed + self._idle()
+        idle = self._idle() if layer == 0 else None
+        if idle is not None:
+            changed = changed + idle
         return changed.to(z.dtype)
 
     def hook(self, model: Any) -> list[RemovableHandle]:

@@ -183,6 +183,9 @@ def check(options: Options) -> None:
         raise UsageProblem("--out writes erasers, and none is fitted", "add --eraser leace")
     if options.layers != "all":
         layer_range(options.layers, 1 << 20)
+    for name in ("out", "states"):
+        if getattr(options, name) == "-":
+            raise UsageProblem(f"--{name} -: stdout holds the rows", "name a file")
     if options.file == options.kl == "-":
         raise UsageProblem("the input and --kl cannot both be read from stdin", "name a file for one of them")
 
@@ -228,7 +231,9 @@ def _check_classes(names: Sequence[str], groups: Sequence[str], options: Options
         here = [name for name, group in zip(names, groups, strict=True) if wanted is None or group in wanted]
         counts = Counter(here)
         where = f"{option} {', '.join(wanted)}: " if wanted else ""
-        if len(counts) < 2 or set(counts) != set(names):
+        if missing := sorted(set(names) - set(counts)):
+            raise BadData(f"{where}no rows are {missing[0]}", "every class must be there", file=file)
+        if len(counts) < 2:
             found = ", ".join(sorted(counts)) or "no rows"
             raise BadData(f"{where}one class alone cannot be told from another (found: {found})",
                           "give rows of at least two labels", file=file)  # fmt: skip

@@ -154,11 +154,12 @@ class _Probe:
             path = Path(options.intervention)
             files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or weight_files(path)
             weights = Identity.digest(*(hashlib.sha256(one.read_bytes()).hexdigest() for one in files))
+        position = options.position if options.tag is None else f"{options.position} {options.max_new_tokens}"
         model = model_identity(self.source, trust_remote_code=options.trust_remote_code)
         rows = hashlib.sha256(msgspec.json.encode([(item.ids, item.label) for item in self.brief.items])).hexdigest()
         return Identity(
             Identity.digest(model, options.dtype), weights,
-            Identity.digest(self.chat.source, options.system or ""), options.position, rows,
+            Identity.digest(self.chat.source, options.system or ""), position, rows,
         )  # fmt: skip
 
     def _states(self, attached: Any) -> tuple[Tensor, Tensor]:

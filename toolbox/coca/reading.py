@@ -8,7 +8,7 @@ there by construction.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,7 +212,6 @@ def read_layer(
     classes: int,
     shrinkage: bool,
     on_fit: NDArray[np.bool_] | None = None,
-    done: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
     """All figures of one layer's states ``x`` (n, d), by eraser. ``on_fit`` marks the rows of the groups to fit on."""
     found = {name: Figures() for name in erasers}
@@ -222,5 +221,4 @@ def read_layer(
         for name, figures in found.items():
             fitted = fit_eraser(name, x, labels, split.eraser, held_out, classes=classes, shrinkage=shrinkage)
             figures.add(x, labels, split, fitted, rest)
-        done()
     return {name: figures.summary() for name, figures in found.items()}

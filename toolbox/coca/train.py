@@ -66,7 +66,9 @@ class Options(TrainOptions):
         for name in sorted(given & BELONGS.keys()):
             if method not in BELONGS[name]:
                 flag = "--" + name.replace("_", "-")
-                raise UsageProblem(f"{flag} means nothing to --method {method}", f"it belongs to {BELONGS[name][0]}")
+                raise UsageProblem(
+                    f"{flag} means nothing to --method {method}", f"it belongs to {' and '.join(BELONGS[name])}"
+                )
         epochs = EPOCHS[method] if self.epochs == "auto" else self.epochs
         rank = RANK.get(method, 0) if self.rank == "auto" else int(self.rank)
         return replace(

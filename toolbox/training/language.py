@@ -97,6 +97,7 @@ NOT_DECIDING = {
         "rejects",
         "delta",
         "merge",
+        "heads_from",
         "plot",
     ),
     # What does not touch the result.
