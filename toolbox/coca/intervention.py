@@ -132,7 +132,8 @@ def hooked(module: Lofit | Loreft | nn.Module, model: Any) -> Iterator[Attached]
     handles = module.hook(model)  # type: ignore[operator]
     if isinstance(module, Loreft):
         # The decoder, not the whole model: losses and probes here call it without the head.
-        handles.append(model.base_model.register_forward_pre_hook(attached.before_pass, with_kwargs=True))
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        handles.append(inner.base_model.register_forward_pre_hook(attached.before_pass, with_kwargs=True))
     try:
         yield attached
     finally:
