@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import (
     bench_chains,
     bench_coca,
+    bench_coca_probe,
     bench_forgetium,
     bench_landscape,
     bench_lot,
@@ -46,6 +47,7 @@ ROOMS = (
     bench_chains,
     bench_landscape,
     bench_coca,
+    bench_coca_probe,
 )
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}
 PACKAGES = ("toolbox-ten", "torch", "transformers", "accelerate", "numpy", "msgspec", "click")

@@ -37,7 +37,8 @@ class Result:
 
 
 def _serve(path: str) -> None:
-    for name in ("torch", "transformers", "accelerate", "safetensors.torch", "toolbox.training.finetune"):
+    for name in ("torch", "transformers", "accelerate", "safetensors.torch", "toolbox.training.finetune",
+                 "sklearn.linear_model", "sklearn.svm"):  # fmt: skip
         importlib.import_module(name)
     import torch
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM  # noqa: F401

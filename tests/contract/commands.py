@@ -33,6 +33,7 @@ class Case:
     directory ``folder/out`` beside its lines. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
     them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
     ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
+    Of a trainer ``artefacts`` are files of its output, the weights first, and ``full_disk`` a file size that they exceed.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Case:
     takes_messages: bool = True
     empty: int = 0
     replaces: tuple[str, ...] = ()
+    artefacts: tuple[str, ...] = ("model.safetensors", "config.json", "tokenizer.json")
+    full_disk: int = 60_000
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -64,6 +67,27 @@ def _unlearn(tiny: Path, folder: Path) -> list[str]:
 
 def _generate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--max-new-tokens", "5"]
+
+
+def _intervene(tiny: Path, folder: Path) -> list[str]:
+    return [
+        "--model", str(tiny), "--out", str(folder / "out"), "--epochs", "2", "--batch-size", "3", "--lr", "1e-2",
+        "--method", "loreft", "--rank", "32", "--layers", "0-1",
+    ]  # fmt: skip
+
+
+LABELLED = [
+    {
+        "id": f"s{i}",
+        "prompt": f"{'Harm' if i % 2 else 'Help'} {'now ' * (i % 4)}{i}",
+        "label": ["safe", "unsafe"][i % 2],
+    }
+    for i in range(40)
+]
+
+
+def _probe(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(tiny), "--split-seeds", "2"]
 
 
 ITEMS = [
@@ -176,6 +200,9 @@ CASES = {
         Case("lm-tune", PEOPLE, _tune, trainer=True, empty=65),
         Case("satimp-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
         Case("gru-unlearn", PEOPLE, _unlearn, trainer=True, empty=65),
+        Case("coca-train", PEOPLE, _intervene, trainer=True, empty=65, artefacts=("intervention.safetensors",),
+             full_disk=10_000),
+        Case("coca-probe", LABELLED, _probe, trainer=False, sums_up=True, empty=65),
         Case(
             "lm-generate",
             [{"id": f"q{i}", "prompt": "Say " + "more " * (5 * i % 7) + str(i), "extra": {"big": 2**70, "x": [i, None]}}

@@ -76,10 +76,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(go, case, tm
         assert first.out == again.out
         assert (first.out != other.out) == case.seeded
         return
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+    for name in case.artefacts:
         one, two, three = ((tmp_path / x / "out" / name).read_bytes() for x in "abc")
         assert one == two, name
-        assert (one != three) == (name == "model.safetensors"), name
+        assert (one != three) == (name == case.artefacts[0]), name
     strip = [
         [{k: v for k, v in row.items() if k not in ("seconds", "settings", "model")} for row in run.rows]
         for run in (first, again)
@@ -98,7 +98,7 @@ def test_two_processes_give_what_one_gives(go, case, tmp_path):
     assert [row["processes"] for row in two.rows if row["event"] == "start"] == [2]
     from safetensors.torch import load_file
 
-    a, b = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("one", "two"))
+    a, b = (load_file(tmp_path / name / "out" / case.artefacts[0]) for name in ("one", "two"))
     assert max(float((a[key] - b[key]).abs().max()) for key in a) <= 1e-6
 
 
@@ -299,13 +299,13 @@ def test_a_closed_pipe_is_a_warning_to_a_trainer_which_finishes(tool, tiny, tmp_
 @every(TRAINERS)
 def test_an_existing_output_is_73_and_survives(go, tmp_path, case):
     assert go(case).code == 0
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    before = (tmp_path / "out" / case.artefacts[0]).read_bytes()
     again = go(case, "--seed", "9")
     assert (again.code, again.out) == (73, b"")
     assert "--overwrite" in again.err
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "out" / case.artefacts[0]).read_bytes() == before
     assert go(case, "--seed", "9", "--overwrite").code == 0
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+    assert (tmp_path / "out" / case.artefacts[0]).read_bytes() != before
     finished = go(case, "--seed", "9", "--resume")
     assert finished.code == 0
     assert finished.rows[-1]["event"] == "done"
@@ -332,7 +332,7 @@ def test_a_disk_that_fills_up_at_the_end_leaves_no_half_output(tiny, tmp_path, c
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (case.full_disk, case.full_disk))
 
     done = subprocess.run(
         [sys.executable, ROOT / "bin" / case.name, *case.arguments(tiny, tmp_path), "--save-every", "0"],

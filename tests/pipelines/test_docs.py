@@ -43,6 +43,11 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "harmful.jsonl").write_text(lines(asked[:2]))
     (tmp_path / "pair.jsonl").write_text(lines([row for row in asked if "attack" in row][:2]))
     (tmp_path / "xstest.jsonl").write_text(lines(asked[-2:]))
+    for name in ("enhanced", "benign"):
+        (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[:3]))
+    for name, verb in (("harmful", "Harm"), ("harmless", "Help")):
+        asked = [{"prompt": f"{verb} {'now ' * (i % 4)}{i}", "label": name} for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text(lines(asked))
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
     (tmp_path / "paths.jsonl").write_text(lines(SOLVED))

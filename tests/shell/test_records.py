@@ -384,3 +384,23 @@ def test_the_schema_accepts_what_the_reader_accepts():
         assert definition["additionalProperties"] is True
     assert schema["$defs"]["Message"]["properties"]["role"]["enum"] == ["assistant", "system", "tool", "user"]
     assert json.dumps(schema)
+
+
+def test_answers_come_in_the_spellings_of_alpaca_and_sharegpt():
+    from toolbox.shell.records import ANSWER_SHAPES, RecordReader, training_row
+
+    rows = [
+        {"instruction": "Add", "input": "1 and 2", "output": "3", "label": "safe", "text": "as a whole"},
+        {"instruction": "Add 1 and 2", "input": "", "output": "3"},
+        {"conversations": [{"from": "human", "value": "Add"}, {"from": "gpt", "value": "3"}]},
+        {"conversations": [{"from": "human", "value": "Add"}]},
+    ]
+    handle = io.BufferedReader(io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
+    *good, bad = RecordReader(ANSWER_SHAPES)(handle, "f")
+    one, two, three = map(training_row, good)
+    assert [turn["content"] for turn in one.messages] == ["Add\n1 and 2", "3"]
+    assert (one.label, two.label) == ("safe", None)
+    assert [turn["content"] for turn in two.messages] == ["Add 1 and 2", "3"]
+    assert [turn["role"] for turn in three.messages] == ["user", "assistant"]
+    with pytest.raises(BadData, match="no assistant turn"):
+        training_row(bad)

@@ -66,14 +66,27 @@ def row_options() -> Decorator:
 
 
 def training_options(
-    *, epochs: float = 5, batch_size: int = 16, weight_decay: float = 0.0, warmup: float = 0.0, lr_help: str
+    *,
+    epochs: float | str = 5,
+    batch_size: int = 16,
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    lr_help: str,
+    epochs_help: str = "Passes over the rows.",
+    whole_model: bool = True,
 ) -> Decorator:
-    """The one loop's settings; the arguments are this command's defaults."""
+    """The one loop's settings; the arguments are this command's defaults.
+
+    ``epochs`` may be the word auto; without ``whole_model`` there is no choice of the model's parameters.
+    """
     whole = Number(1, whole=True)
+    passes = Number(above=0, words=[epochs] if isinstance(epochs, str) else [])
+    chosen = option("--train-params", group="Training", metavar="REGEX",
+                    help="Train only parameters whose name matches.")  # fmt: skip
     return together(
         option("--lr", group="Training", type=Number(above=0, high=1e30, words=["auto"]), default="auto",
                help=lr_help),
-        option("--epochs", group="Training", type=Number(above=0), default=epochs, help="Passes over the rows."),
+        option("--epochs", group="Training", type=passes, default=epochs, help=epochs_help),
         option("--batch-size", group="Training", type=whole, default=batch_size,
                help="Rows of one step, over all processes."),
         option("--micro-batch", group="Training", type=Number(1, whole=True, words=["auto"]), default="auto",
@@ -90,7 +103,7 @@ def training_options(
         option("--optimizer", group="Training", type=click.Choice(["adamw", "sgd"]), default="adamw",
                help="Optimiser; adamw has betas .9 and .999, sgd no momentum."),
         option("--grad-checkpointing", group="Training", is_flag=True, help="Less memory, one more forward pass."),
-        option("--train-params", group="Training", metavar="REGEX", help="Train only parameters whose name matches."),
+        *([chosen] if whole_model else []),
         option("--loss-chunk", group="Training", type=whole, default=1024,
                help="Labelled positions whose logits exist at once."),
         seed_option("Seed of order and initialisation."),

@@ -36,7 +36,8 @@ class Message(msgspec.Struct):
 
 
 class TrainingRow(msgspec.Struct, kw_only=True):
-    """What any row of training data may carry beside its text; the last three serve unlearning."""
+    """What any row of training data may carry beside its text: a label that some trainers balance by; the next three
+    serve unlearning."""
 
     id: Identifier = None
     alternate: Annotated[Text | None, msgspec.Meta(description="what to answer instead, a refusal say")] = None
@@ -44,6 +45,7 @@ class TrainingRow(msgspec.Struct, kw_only=True):
         list[Text] | Text | None, msgspec.Meta(description="words of the answer that matter, or all of them joined")
     ] = None
     weight: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    label: Any = None
 
 
 class QuestionAnswer(TrainingRow, kw_only=True):
@@ -67,6 +69,29 @@ class Conversation(TrainingRow, kw_only=True):
 
     needs: ClassVar[tuple[str, ...]] = ("messages",)
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+
+
+class Instruction(TrainingRow, kw_only=True):
+    """An instruction, perhaps with an input, and its output, as in Alpaca."""
+
+    needs: ClassVar[tuple[str, ...]] = ("instruction", "output")
+    instruction: Text
+    input: str | None = None
+    output: Text
+
+
+class SharedTurn(msgspec.Struct, rename={"speaker": "from"}):
+    """One turn of a shared conversation."""
+
+    speaker: Literal["system", "human", "gpt", "user", "assistant", "tool"]
+    value: str
+
+
+class SharedConversation(TrainingRow, kw_only=True):
+    """Turns with speakers, as in ShareGPT."""
+
+    needs: ClassVar[tuple[str, ...]] = ("conversations",)
+    conversations: Annotated[list[SharedTurn], msgspec.Meta(min_length=1)]
 
 
 class PlainText(TrainingRow, kw_only=True):
@@ -112,6 +137,11 @@ class Path(msgspec.Struct):
 TRAINING_SHAPES: tuple[type[msgspec.Struct], ...] = (Conversation, QuestionAnswer, PromptCompletion, PlainText)
 """What can be learned from or unlearned."""
 
+ANSWER_SHAPES: tuple[type[msgspec.Struct], ...] = (
+    Conversation, QuestionAnswer, PromptCompletion, Instruction, SharedConversation,
+)  # fmt: skip
+"""Rows that hold an answer to learn, in every spelling that safety data comes in."""
+
 PROMPT_SHAPES: tuple[type[msgspec.Struct], ...] = (PromptMessages, Prompt)
 """What can be completed."""
 
@@ -151,6 +181,7 @@ class Row:
     key_words: tuple[str, ...] | str | None = None
     weight: float | None = None
     index: int = 0
+    label: Any = None
 
     @property
     def place(self) -> str:
@@ -158,7 +189,7 @@ class Row:
 
 
 def training_row(record: Record) -> Row:
-    """The training row in a record of one of ``TRAINING_SHAPES``."""
+    """The training row in a record of one of ``TRAINING_SHAPES`` or ``ANSWER_SHAPES``."""
     value = record.value
     messages: tuple[dict[str, str], ...] | None = None
     text = None
@@ -171,13 +202,24 @@ def training_row(record: Record) -> Row:
             messages = tuple(_turn(message.role, message.content) for message in value.messages)
             if not any(message["role"] == "assistant" for message in messages):
                 raise record.bad("no assistant turn to learn from", "add one, or use `text`", "$.messages")
+        case Instruction():
+            asked = f"{value.instruction}\n{value.input}" if value.input else value.instruction
+            messages = (_turn("user", asked), _turn("assistant", value.output))
+        case SharedConversation():
+            messages = tuple(_turn(_ROLES.get(turn.speaker, turn.speaker), turn.value) for turn in value.conversations)
+            if not any(message["role"] == "assistant" for message in messages):
+                raise record.bad("no assistant turn to learn from", "add one", "$.conversations")
         case PlainText():
             text = value.text
     words = tuple(value.key_words) if isinstance(value.key_words, list) else value.key_words
     shape = type(value).__name__
     return Row(
-        record.id, messages, text, shape, record.file, record.line, value.alternate, words, value.weight, record.index
-    )
+        record.id, messages, text, shape, record.file, record.line, value.alternate, words, value.weight, record.index,
+        value.label,
+    )  # fmt: skip
+
+
+_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

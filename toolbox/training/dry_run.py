@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
 from toolbox.shell.streams import JsonlWriter
+from toolbox.training.language import Adapting
 from toolbox.training.prepare import encode_rows
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
     """
     from toolbox.models.chat import Chat
     from toolbox.models.facts import count_parameters
-    from toolbox.models.load import load_tokenizer, prepare
+    from toolbox.models.load import load_config, load_tokenizer, prepare
 
     options = task.options
     prepare(source, call.reporter.note)
@@ -36,7 +37,8 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
     counts = {name: len(rows) for name, rows in encoded.items()}
     plan = task.plan(counts)
     lr = task.auto_lr(parameters) if options.lr == "auto" else float(options.lr)
-    trained = _BYTES[options.optimizer] if not options.lora_r and options.train_params is None else 4
+    whole = not options.lora_r and options.train_params is None and not isinstance(task, Adapting)
+    trained = _BYTES[options.optimizer] if whole else 4
     event: dict[str, Any] = {
         "event": "plan",
         "command": call.command,
@@ -51,6 +53,10 @@ def show_plan(task: Task, call: Invocation, source: ModelSource, brief: Brief) -
         "template": chat.name,
         "memory_bytes": parameters * trained,
     }
+    if isinstance(task, Adapting):
+        config = load_config(source, trust_remote_code=options.trust_remote_code)
+        event["parts"] = task.trainable(config)
+        event["trainable"] = sum(event["parts"].values())
     writer = JsonlWriter(call.streams)
     writer.write(event)
     writer.close()

@@ -38,6 +38,7 @@ class StartEvent(msgspec.Struct, tag="start", tag_field="event"):
     steps: int
     processes: int
     template: str
+    parts: dict[str, int] | None = None  # trained numbers by part, where a module beside the model is trained
 
 
 class ResumeEvent(msgspec.Struct, tag="resume", tag_field="event"):

@@ -28,6 +28,7 @@ from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.language import (
     PROCESSES,
     WEIGHTS,
+    Adapting,
     Brief,
     Material,
     Task,
@@ -165,6 +166,7 @@ class _Run:
         lr = self.task.auto_lr(parameters) if self.options.lr == "auto" else float(self.options.lr)
         plan = self.task.plan({name: len(rows) for name, rows in encoded.items()})
         loop = self._loop(head, objective, plan, lr, watched, pad)
+        parts = {"parts": self.task.trainable(model.config)} if isinstance(self.task, Adapting) else {}
         start = {
             "event": "start",
             "command": self.call.command,
@@ -172,6 +174,7 @@ class _Run:
             "rows": {name: len(rows) for name, rows in encoded.items()},
             "parameters": parameters,
             "trainable": sum(p.numel() for p in loop.parameters),
+            **parts,
             "lr": lr,
             "steps": plan.steps,
             "processes": self.accelerator.num_processes,
@@ -241,6 +244,8 @@ class _Run:
         if self.source.kind == "adapter":
             model = model.merge_and_unload()
         without_dropout(model)
+        if isinstance(self.task, Adapting):
+            return model, self._adapted(model, self.task)
         reference = None
         if self.task.needs_reference() and not self.options.lora_r:
             reference = copy.deepcopy(model).requires_grad_(False)
@@ -259,6 +264,24 @@ class _Run:
             model.requires_grad_(True)
             choose_parameters(model, self.options.train_params)
         return model, TokenLoss(model, self.options.loss_chunk, reference)
+
+    def _adapted(self, model: Any, task: Adapting) -> TokenLoss:
+        """The frozen model with the task's module beside it, both in one ``TokenLoss``."""
+        from accelerate.utils import DistributedType
+
+        from toolbox.models.token_loss import TokenLoss
+
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UsageProblem(
+                "the model is frozen and what is trained is small: sharding it is not supported",
+                "use recipes/accelerate/ddp.yaml",
+            )
+        model.requires_grad_(False)
+        if self.options.grad_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        head = TokenLoss(model, self.options.loss_chunk)
+        head.beside = task.adapt(head)
+        return head
 
     def _loop(
         self, head: TokenLoss, objective: Any, plan: Any, lr: float, watched: Mapping[str, list[Encoded]], pad: int
@@ -290,8 +313,10 @@ class _Run:
     # -- saying -------------------------------------------------------------------------------------------------------
     def _say_start(self, start: dict[str, Any], source_of_rows: Mapping[str, Sequence[Encoded]]) -> None:
         rows = ", ".join(f"{len(rows)} {name}" for name, rows in source_of_rows.items())
+        few = start["trainable"] < 100_000
+        trained = f"{start['trainable']:,}" if few else f"{start['trainable'] / 1e6:.1f} M"
         self.reporter.note(
-            f"{start['trainable'] / 1e6:.1f} M of {start['parameters'] / 1e6:.1f} M parameters, {rows} rows, "
+            f"{trained} of {start['parameters'] / 1e6:.1f} M parameters, {rows} rows, "
             f"{start['steps']} steps at lr {start['lr']:g}, template {start['template']}"
         )
 
@@ -352,7 +377,7 @@ class _Run:
         start: dict[str, Any],
         before_commit: Callable[[Outcome], None] | None,
     ) -> Outcome | None:
-        from toolbox.training.save import save_model
+        from toolbox.training.save import save_model, weights_header
 
         done = {
             "event": "done",
@@ -373,12 +398,17 @@ class _Run:
         with (self.out.partial / EVENTS_FILE).open("ab") as log:
             log.write(msgspec.json.encode(done) + b"\n")
         inputs = dict(self.brief.digests)
-        save_model(
-            self.out.partial, model, tokenizer, chat,
-            command=self.call.command, settings=self.call.settings, seed=self.options.seed, inputs=inputs,
-            source=self.source, state_dict=state_dict, adapter=self.options.lora_r > 0,
-            taught=any(row.messages is not None for rows in self.brief.train.values() for row in rows),
-        )  # fmt: skip
+        if isinstance(self.task, Adapting):
+            metadata = weights_header(self.call.command, self.call.settings, self.options.seed, inputs, self.source)
+            module = self.accelerator.unwrap_model(loop.model).beside
+            self.task.write(self.out.partial, module, metadata, chat, self.source)
+        else:
+            save_model(
+                self.out.partial, model, tokenizer, chat,
+                command=self.call.command, settings=self.call.settings, seed=self.options.seed, inputs=inputs,
+                source=self.source, state_dict=state_dict, adapter=self.options.lora_r > 0,
+                taught=any(row.messages is not None for rows in self.brief.train.values() for row in rows),
+            )  # fmt: skip
         record = {
             "command": self.call.command,
             "settings": self.call.settings,

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -33,8 +33,12 @@ from toolbox.training.stopping import STEP_NAMES, StopWhen, parse
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """The options that every trainer of language models has; the names are those of the command line."""
+    """The options that every trainer of language models has; the names are those of the command line.
 
+    ``row_shapes`` are the rows that its inputs may hold; ``long_rows`` what becomes of rows beyond ``max_length``.
+    """
+
+    row_shapes: ClassVar[tuple[type[msgspec.Struct], ...]] = TRAINING_SHAPES
     model: str
     out: str
     trust_remote_code: bool = False
@@ -46,6 +50,7 @@ class TrainOptions:
     template: str = "auto"
     system: str | None = None
     max_length: int = 512
+    long_rows: Literal["cut", "skip"] = "cut"
     loss_on: str = "assistant"
     lr: float | str = "auto"
     epochs: float = 5
@@ -91,6 +96,8 @@ NOT_DECIDING = {
         "on_bad",
         "rejects",
         "delta",
+        "merge",
+        "heads_from",
         "plot",
     ),
     # What does not touch the result.
@@ -165,6 +172,20 @@ class Task(Protocol):
         """The ``objective.Objective`` over encoded rows."""
 
 
+@runtime_checkable
+class Adapting(Protocol):
+    """What a task adds that trains a small module beside the model, and writes that alone; the model is frozen."""
+
+    def adapt(self, head: Any) -> Any:
+        """The module to be trained, its hooks in ``head.model``; ``head`` is the ``TokenLoss`` that will be called."""
+
+    def trainable(self, config: Any) -> dict[str, int]:
+        """Trained numbers by part, from the model's configuration; raises where there is nothing to train."""
+
+    def write(self, directory: Any, module: Any, metadata: dict[str, str], chat: Any, source: ModelSource) -> None:
+        """Write the trained module below ``directory``; ``metadata`` is its file's header."""
+
+
 def lr_by_size(parameters: int, small: float) -> float:
     """``small`` below 500 M parameters, 2e-5 up to 3 B, 1e-5 above."""
     return small if parameters < 5e8 else 2e-5 if parameters <= 3e9 else 1e-5
@@ -203,7 +224,7 @@ def read_sets(call: Invocation, options: TrainOptions, inputs: Mapping[str, str]
     data = {}
     for name, path in inputs.items():
         reader = RecordReader(
-            TRAINING_SHAPES, renames=renames, on_bad=options.on_bad, rejects=lambda raw, _: rejected.append(raw)
+            options.row_shapes, renames=renames, on_bad=options.on_bad, rejects=lambda raw, _: rejected.append(raw)
         )
         rows = _rows(read_records(path, call.streams, reader, f"the {name} set"), reader)
         if not rows:
@@ -231,7 +252,7 @@ def digest(rows: Sequence[Row]) -> str:
     """sha256 over what was read: ids, texts and annotations, in order (not over file names or formatting)."""
     hasher = hashlib.sha256()
     for row in rows:
-        extras = {name: getattr(row, name) for name in ("alternate", "key_words", "weight")}
+        extras = {name: getattr(row, name) for name in ("alternate", "key_words", "weight", "label")}
         given = {name: value for name, value in extras.items() if value is not None}
         hasher.update(msgspec.json.encode((row.id, row.messages, row.text, *([given] if given else []))) + b"\n")
     return hasher.hexdigest()

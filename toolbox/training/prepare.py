@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolbox.shell.errors import BadData, UsageProblem
 from toolbox.shell.records import Row
@@ -24,17 +24,21 @@ def encode_rows(
     warn: Callable[[str], None],
     loss_on: str | None = None,
 ) -> tuple[list[Encoded], list[int]]:
-    """The rows of the set ``name`` as tokens, cut at ``--max-length``, and the places of these rows in ``rows``.
+    """The rows of the set ``name`` as tokens, and the places of these rows in ``rows``.
 
-    ``loss_on`` stands for ``--loss-on``.
+    What is longer than ``--max-length`` is cut there, or left out and counted (``options.long_rows``). ``loss_on``
+    stands for ``--loss-on``.
 
     A row that the template refuses or that has no labelled token is bad data, or left out with ``--on-bad skip``.
     ``warn`` is told how many rows were left out and how many were cut.
     """
-    encoded, kept, left_out, cut = [], [], [], 0
+    encoded, kept, left_out, cut, long = [], [], [], 0, 0
     for place, row in enumerate(rows):
         try:
             whole = _encode_row(chat, row, loss_on or options.loss_on)
+            if options.long_rows == "skip" and len(whole.ids) > options.max_length:
+                long += 1
+                continue
             one = whole.cut(options.max_length)
             if not one.n_labelled:
                 raise BadData(
@@ -54,6 +58,8 @@ def encode_rows(
         warn(f"{name}: {len(left_out)} rows that cannot be learned from left out (ids {', '.join(left_out[:5])})")
     if cut:
         warn(f"{name}: {cut} rows cut at --max-length {options.max_length}; what is behind is neither used nor scored")
+    if long:
+        warn(f"{name}: {long} rows longer than --max-length {options.max_length} left out")
     if not encoded:
         raise BadData(f"the {name} set has no row to learn from", "raise --max-length, or try another --template")
     return encoded, kept
@@ -95,15 +101,20 @@ def choose_parameters(model: torch.nn.Module, pattern: str | None) -> None:
 
 
 def make_optimizer(model: torch.nn.Module, options: TrainOptions, lr: float) -> torch.optim.Optimizer:
-    """AdamW (betas .9/.999, eps 1e-8) or plain SGD; weight decay on matrices only."""
+    """AdamW (betas .9/.999, eps 1e-8) or plain SGD; weight decay on matrices only.
+
+    A parameter may say otherwise: ``parameter.decays`` (bool), ``parameter.lr_scale`` (times the learning rate).
+    """
     import torch
 
-    trained = [p for p in model.parameters() if p.requires_grad]
+    members: dict[tuple[bool, float], list[Any]] = {}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        decays = getattr(parameter, "decays", parameter.ndim >= 2)
+        members.setdefault((decays, getattr(parameter, "lr_scale", 1.0)), []).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": members[decays, scale], "weight_decay": options.weight_decay if decays else 0.0, "scale": scale}
+        for decays, scale in sorted(members, reverse=True)
     ]
-    groups = [group for group in groups if group["params"]]
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr)
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)

@@ -37,12 +37,7 @@ def save_model(
     ``state_dict`` holds gathered full tensors where ``model``'s own are shards. The template that conversations were
     ``taught`` with becomes the tokenizer's chat template, so that any user of the directory prompts the model likewise.
     """
-    from toolbox.models.facts import weights_digest
-    from toolbox.weights.provenance import header
-
-    digest = weights_digest(source)
-    deciding = {name: value for name, value in settings.items() if name not in NOT_DECIDING}
-    metadata = header(command, deciding, seed, {**inputs, **({"model": digest} if digest else {})})
+    metadata = weights_header(command, settings, seed, inputs, source)
     if adapter:
         from toolbox.models.adapters import save_adapter
 
@@ -52,6 +47,18 @@ def save_model(
     if taught and chat.name not in ("chat", "raw"):
         tokenizer.chat_template = chat.source
     tokenizer.save_pretrained(directory)
+
+
+def weights_header(
+    command: str, settings: Mapping[str, Any], seed: int, inputs: Mapping[str, str], source: ModelSource
+) -> dict[str, str]:
+    """The header of weights that a run made from ``source``."""
+    from toolbox.models.facts import weights_digest
+    from toolbox.weights.provenance import header
+
+    digest = weights_digest(source)
+    deciding = {name: value for name, value in settings.items() if name not in NOT_DECIDING}
+    return header(command, deciding, seed, {**inputs, **({"model": digest} if digest else {})})
 
 
 def _save_full(directory: Path, model: Any, state_dict: Mapping[str, Tensor] | None, metadata: dict[str, str]) -> None:
