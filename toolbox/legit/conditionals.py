@@ -1,0 +1,209 @@
+"""ENCO's conditional networks: p(x_n | parents of n) for every variable n, and their negative log-likelihoods.
+
+Source: Lippe, Cohen and Gavves, "Efficient Neural Causal Discovery without Acyclicity Constraints" (ICLR 2022),
+section 3.2 and appendix A. The likelihood of many graphs on many rows is computed in three forms that agree:
+
+- ``gather_nll`` runs every (graph, row, child) through the network, as the published code does;
+- ``dense_nll`` sums the parents' embeddings of all graphs in one product a child;
+- ``unique_nll`` evaluates each distinct parent set and each distinct row once and scatters the results back.
+
+Graphs are {0, 1} tensors [K, N, N], row = cause: ``graphs[k, i, j]`` is the edge i -> j. Rows are integer states
+[B, N]. A negative log-likelihood is in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SLOPE = 0.1
+"""Of the leaky ReLUs."""
+
+IMPOSSIBLE = -1e9
+"""The logit of a state that a variable does not have."""
+
+
+class Conditionals(nn.Module):
+    """One network a variable n, all of one shape, held together.
+
+    A parent j in state x_j contributes ``embedding[n, j, x_j]``; then h1 = LeakyReLU(sum over parents + b1),
+    h2 = LeakyReLU(h1 W2 + b2), logits = h2 W3 + b3. Shapes: ``embedding`` [N, N, C, H] (child, parent, state), ``bias_1``
+    [N, H], ``weight_2`` [N, H, H] (input, output), ``bias_2`` [N, H], ``weight_3`` [N, H, C], ``bias_3`` [N, C].
+
+    ``states`` are the C_n; with ``mask_states`` logits of states >= C_n are ``IMPOSSIBLE``. Weights are drawn from
+    ``generator``: embeddings normal with deviation 2/sqrt(N), matrices uniform within sqrt(6/H), biases 0.
+    """
+
+    def __init__(
+        self, states: Sequence[int], hidden: int = 64, *, mask_states: bool = True, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        count, most = len(states), max(states)
+        bound = math.sqrt(6 / hidden)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) * bound)
+
+        deviation = 2 / math.sqrt(count)
+        self.embedding = nn.Parameter(torch.randn(count, count, most, hidden, generator=generator) * deviation)
+        self.bias_1 = nn.Parameter(torch.zeros(count, hidden))
+        self.weight_2 = uniform(count, hidden, hidden)
+        self.bias_2 = nn.Parameter(torch.zeros(count, hidden))
+        self.weight_3 = uniform(count, hidden, most)
+        self.bias_3 = nn.Parameter(torch.zeros(count, most))
+        self.states = tuple(states)
+        absent = torch.arange(most)[None, :] >= torch.tensor(self.states)[:, None]
+        self.register_buffer("absent", absent if mask_states else torch.zeros_like(absent), persistent=False)
+
+    @property
+    def variables(self) -> int:
+        return len(self.states)
+
+    def logits(self, child: int, first: Tensor) -> Tensor:
+        """From the summed embeddings of a child's parents [..., H] to its logits [..., C]."""
+        hidden = F.leaky_relu(first + self.bias_1[child], SLOPE)
+        hidden = F.leaky_relu(torch.addmm(self.bias_2[child], hidden.flatten(0, -2), self.weight_2[child]), SLOPE)
+        logits = torch.addmm(self.bias_3[child], hidden, self.weight_3[child])
+        return logits.masked_fill(self.absent[child], IMPOSSIBLE).unflatten(0, first.shape[:-1])
+
+    def contributions(self, child: int, rows: Tensor) -> Tensor:
+        """What each variable would contribute as a parent of ``child``: [N, B, H] for rows [B, N]."""
+        every = torch.arange(self.variables, device=rows.device)[:, None]
+        return self.embedding[child][every, rows.t().long()]
+
+    def nll(self, child: int, first: Tensor, values: Tensor) -> Tensor:
+        """-log p of the child's ``values`` [B] given summed embeddings [P, B, H]: [P, B]."""
+        logits = self.logits(child, first)
+        chosen = logits.gather(-1, values.long().expand(logits.shape[:-1])[..., None])[..., 0]
+        return torch.logsumexp(logits, -1) - chosen
+
+
+def distribution_loss(model: Conditionals, rows: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What distribution fitting descends: the cross-entropy summed over variables, as the mean over rows.
+
+    ``rows`` [B, N]; ``masks`` [B, N, N] holds a graph of its own for each row. ``weights`` [B, N], where given, leaves
+    (row, variable) pairs out: a variable's loss is then the mean over the pairs of weight 1.
+    """
+    count, most = model.variables, model.embedding.shape[2]
+    one_hot = F.one_hot(rows.long(), most).to(model.embedding.dtype)  # [B, N, C]
+    inputs = (one_hot[None] * masks.permute(2, 0, 1)[..., None]).flatten(2)  # [child, B, N C]
+    hidden = torch.baddbmm(model.bias_1[:, None], inputs, model.embedding.flatten(1, 2))
+    hidden = F.leaky_relu(hidden, SLOPE)
+    hidden = F.leaky_relu(torch.baddbmm(model.bias_2[:, None], hidden, model.weight_2), SLOPE)
+    logits = torch.baddbmm(model.bias_3[:, None], hidden, model.weight_3)
+    logits = logits.masked_fill(model.absent[:, None], IMPOSSIBLE)
+    losses = F.cross_entropy(logits.flatten(0, 1), rows.t().flatten().long(), reduction="none").view(count, -1)
+    if weights is None:
+        return losses.mean(1).sum()
+    kept = weights.t()
+    return ((losses * kept).sum(1) / kept.sum(1).clamp(min=1)).sum()
+
+
+# -- the likelihood of many graphs ------------------------------------------------------------------------------------
+def _children(model: Conditionals, skip: int | None) -> Iterable[int]:
+    return (child for child in range(model.variables) if child != skip)
+
+
+def _without_loops(graphs: Tensor) -> Tensor:
+    return graphs * (1 - torch.eye(graphs.shape[1], dtype=graphs.dtype, device=graphs.device))
+
+
+@torch.no_grad()
+def gather_nll(model: Conditionals, rows: Tensor, graphs: Tensor, skip: int | None = None) -> Tensor:
+    """The mean negative log-likelihood [K, N] of each variable under each graph; ``skip``'s column is 0.
+
+    One network call for every (graph, row, child), each summing all N masked embeddings: the slow form.
+    """
+    graphs = _without_loops(graphs.to(model.embedding.dtype))
+    result = graphs.new_zeros(len(graphs), model.variables)
+    for child in _children(model, skip):
+        parts = model.contributions(child, rows).transpose(0, 1)  # [B, N, H]
+        first = (parts[None] * graphs[:, None, :, child, None]).sum(2)
+        result[:, child] = model.nll(child, first, rows[:, child]).mean(1)
+    return result
+
+
+@torch.no_grad()
+def dense_nll(model: Conditionals, rows: Tensor, graphs: Tensor, skip: int | None = None) -> Tensor:
+    """As ``gather_nll``; the embeddings of all graphs are one product [K, N] @ [N, B H] a child."""
+    graphs = _without_loops(graphs.to(model.embedding.dtype))
+    result = graphs.new_zeros(len(graphs), model.variables)
+    for child in _children(model, skip):
+        parts = model.contributions(child, rows)
+        first = (graphs[:, :, child] @ parts.flatten(1)).view(len(graphs), *parts.shape[1:])
+        result[:, child] = model.nll(child, first, rows[:, child]).mean(1)
+    return result
+
+
+@torch.no_grad()
+def unique_nll(model: Conditionals, rows: Tensor, graphs: Tensor, skip: int | None = None) -> Tensor:
+    """As ``gather_nll``; each distinct parent set of a child and each distinct row is evaluated once.
+
+    Exact: the results are scattered back to the graphs, and rows are weighed by how often they occur.
+    """
+    return grouped_nll(model, rows, graphs, torch.zeros(len(rows), dtype=torch.long, device=rows.device), 1, skip)[0]
+
+
+@torch.no_grad()
+def grouped_nll(
+    model: Conditionals, rows: Tensor, graphs: Tensor, groups: Tensor, count: int, skip: int | None = None
+) -> Tensor:
+    """The mean negative log-likelihood of each variable in each group of rows under each graph: [count, K, N].
+
+    ``groups`` [B] says which of ``count`` groups a row belongs to; each group holds at least one row.
+    """
+    graphs = _without_loops(graphs.to(model.embedding.dtype))
+    distinct, shares = _distinct_rows(rows, groups, count, graphs.dtype, model.states)
+    result = graphs.new_zeros(count, len(graphs), model.variables)
+    for child in _children(model, skip):
+        sets, places = distinct_sets(graphs[:, :, child])
+        parts = model.contributions(child, distinct)
+        flat, values = parts.flatten(1), distinct[:, child]
+        step = max(1, _CELLS // (parts.shape[1] * parts.shape[2]))
+        blocks = [
+            model.nll(child, (block @ flat).view(len(block), *parts.shape[1:]), values) @ shares
+            for block in sets.split(step)
+        ]
+        result[:, :, child] = torch.cat(blocks)[places].t()
+    return result
+
+
+_CELLS = 1 << 23
+"""Floats of one block's hidden layer: 32 MiB."""
+
+
+def distinct_sets(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of ``masks`` [K, N] of 0 and 1, and where each of the K stands among them."""
+    count = masks.shape[1]
+    if count <= 62:  # as one whole number a set: sorting rows costs many times more
+        powers = 2 ** torch.arange(count, device=masks.device)
+        codes, places = (masks.long() * powers).sum(1).unique(return_inverse=True)
+        return ((codes[:, None] & powers) > 0).to(masks.dtype), places
+    return masks.unique(dim=0, return_inverse=True)
+
+
+def _distinct_rows(
+    rows: Tensor, groups: Tensor, count: int, dtype: torch.dtype, states: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Distinct rows [U, N] and the share [U, count] that each has of each group's rows."""
+    codes = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    span = 1
+    for place, size in enumerate(states):
+        codes += rows[:, place].long() * span
+        span *= size
+    if span >= 2**62:  # too many states for one number: every row stands for itself
+        places, first = torch.arange(len(rows), device=rows.device), torch.arange(len(rows), device=rows.device)
+    else:
+        _, places = codes.unique(return_inverse=True)
+        first = torch.zeros(int(places.max()) + 1, dtype=torch.long, device=rows.device)
+        first[places] = torch.arange(len(rows), device=rows.device)
+    shares = torch.zeros(len(first), count, dtype=dtype, device=rows.device)
+    shares.index_put_((places, groups), torch.ones((), dtype=dtype, device=rows.device), accumulate=True)
+    return rows[first], shares / shares.sum(0, keepdim=True)
+
+
+FORMS = {"gather": gather_nll, "dense": dense_nll, "unique": unique_nll}
