@@ -31,8 +31,9 @@ class Conditionals(nn.Module):
     """One network a variable n, all of one shape, held together.
 
     A parent j in state x_j contributes ``embedding[n, j, x_j]``; then h1 = LeakyReLU(sum over parents + b1),
-    h2 = LeakyReLU(h1 W2 + b2), logits = h2 W3 + b3. Shapes: ``embedding`` [N, N, C, H] (child, parent, state), ``bias_1``
-    [N, H], ``weight_2`` [N, H, H] (input, output), ``bias_2`` [N, H], ``weight_3`` [N, H, C], ``bias_3`` [N, C].
+    h2 = LeakyReLU(h1 W2 + b2), logits = h2 W3 + b3. Shapes: ``embedding`` [N, N, C, H] (child, parent, state),
+    ``bias_1`` [N, H], ``weight_2`` [N, H, H] (input, output), ``bias_2`` [N, H], ``weight_3`` [N, H, C], ``bias_3``
+    [N, C].
 
     ``states`` are the C_n; with ``mask_states`` logits of states >= C_n are ``IMPOSSIBLE``. Weights are drawn from
     ``generator``: embeddings normal with deviation 2/sqrt(N), matrices uniform within sqrt(6/H), biases 0.

@@ -89,7 +89,8 @@ def theta_step_mask(target: int, never: Tensor) -> Tensor:
     mask = UNTRIED_STEP * (never[:, None] & never[None, :]).to(torch.float32)
     mask[target, :] = 1
     mask[:, target] = 1
-    return mask  # the diagonal does not matter: its gradient is 0
+    mask[target, target] = 0
+    return mask
 
 
 class GammaAdam:
@@ -133,7 +134,7 @@ class ThetaAdam(GammaAdam):
 
 # -- graphs -----------------------------------------------------------------------------------------------------------
 def learned_graph(gamma: Tensor, theta: Tensor) -> Tensor:
-    """The believed edges: ij where gamma_ij > 0 and theta_ij > 0, bool [N, N]. Cycles of three and more are possible."""
+    """The believed edges, bool [N, N]: ij where gamma_ij > 0 and theta_ij > 0. Cycles of three and more may be."""
     graph = (gamma > 0) & (theta > 0)
     return graph.fill_diagonal_(False)
 
