@@ -158,23 +158,44 @@ def grouped_nll(
     ``groups`` [B] says which of ``count`` groups a row belongs to; each group holds at least one row.
     """
     graphs = _without_loops(graphs.to(model.embedding.dtype))
-    distinct, shares = _distinct_rows(rows, groups, count, graphs.dtype, model.states)
+    distinct, places = distinct_rows(rows, model.states)
+    shares = graphs.new_zeros(len(distinct), count)
+    shares.index_put_((places, groups), torch.ones_like(shares[0, 0]), accumulate=True)
+    shares /= shares.sum(0, keepdim=True)
     result = graphs.new_zeros(count, len(graphs), model.variables)
     for child in _children(model, skip):
-        sets, places = distinct_sets(graphs[:, :, child])
-        parts = model.contributions(child, distinct)
-        flat, values = parts.flatten(1), distinct[:, child]
-        step = max(1, _CELLS // (parts.shape[1] * parts.shape[2]))
-        blocks = [
-            model.nll(child, (block @ flat).view(len(block), *parts.shape[1:]), values) @ shares
-            for block in sets.split(step)
-        ]
-        result[:, :, child] = torch.cat(blocks)[places].t()
+        sets, which = distinct_sets(graphs[:, :, child])
+        blocks = [block @ shares for block in _set_nll(model, child, distinct, sets)]
+        result[:, :, child] = torch.cat(blocks)[which].t()
     return result
 
 
-_CELLS = 1 << 23
-"""Floats of one block's hidden layer: 32 MiB."""
+@torch.no_grad()
+def log_likelihoods(model: Conditionals, rows: Tensor, graphs: Tensor, skip: Tensor, floor: float) -> Tensor:
+    """log p(row | graph) [K, B], summed over all variables but ``skip`` [B]; a factor below ``floor`` counts as it.
+
+    Zero cells are common in real tables: off what was seen a factor may be as small as e^-50 by chance alone.
+    """
+    graphs = _without_loops(graphs.to(model.embedding.dtype))
+    distinct, places = distinct_rows(rows, model.states)
+    total = graphs.new_zeros(len(graphs), len(rows))
+    for child in range(model.variables):
+        sets, which = distinct_sets(graphs[:, :, child])
+        lost = torch.cat(list(_set_nll(model, child, distinct, sets))).clamp(max=-floor)
+        total -= lost[which][:, places] * (skip != child)
+    return total
+
+
+_CELLS = 1 << 21
+"""Floats of one block's hidden layer: 8 MiB, near what a cache holds."""
+
+
+def _set_nll(model: Conditionals, child: int, rows: Tensor, sets: Tensor) -> Iterable[Tensor]:
+    """-log p of a child in each row under each parent set [P, N]: blocks that make up [P, B]."""
+    parts = model.contributions(child, rows)
+    flat, values = parts.flatten(1), rows[:, child]
+    for block in sets.split(max(1, _CELLS // flat.shape[1])):
+        yield model.nll(child, (block @ flat).view(len(block), *parts.shape[1:]), values)
 
 
 def distinct_sets(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,24 +208,19 @@ def distinct_sets(masks: Tensor) -> tuple[Tensor, Tensor]:
     return masks.unique(dim=0, return_inverse=True)
 
 
-def _distinct_rows(
-    rows: Tensor, groups: Tensor, count: int, dtype: torch.dtype, states: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Distinct rows [U, N] and the share [U, count] that each has of each group's rows."""
-    codes = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    span = 1
-    for place, size in enumerate(states):
-        codes += rows[:, place].long() * span
-        span *= size
-    if span >= 2**62:  # too many states for one number: every row stands for itself
-        places, first = torch.arange(len(rows), device=rows.device), torch.arange(len(rows), device=rows.device)
-    else:
-        _, places = codes.unique(return_inverse=True)
-        first = torch.zeros(int(places.max()) + 1, dtype=torch.long, device=rows.device)
-        first[places] = torch.arange(len(rows), device=rows.device)
-    shares = torch.zeros(len(first), count, dtype=dtype, device=rows.device)
-    shares.index_put_((places, groups), torch.ones((), dtype=dtype, device=rows.device), accumulate=True)
-    return rows[first], shares / shares.sum(0, keepdim=True)
+def distinct_rows(rows: Tensor, states: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Distinct rows [U, N] and where each row stands among them; all of them where one number cannot tell them apart."""
+    strides = [1]
+    for size in states:
+        strides.append(strides[-1] * size)
+    own = torch.arange(len(rows), device=rows.device)
+    if strides[-1] >= 2**62:
+        return rows, own
+    codes = (rows.long() * torch.tensor(strides[:-1], device=rows.device)).sum(1)
+    found, places = codes.unique(return_inverse=True)
+    first = torch.zeros(len(found), dtype=torch.long, device=rows.device)
+    first[places] = own
+    return rows[first], places
 
 
 FORMS = {"gather": gather_nll, "dense": dense_nll, "unique": unique_nll}
