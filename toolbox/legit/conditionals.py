@@ -209,7 +209,7 @@ def distinct_sets(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distinct_rows(rows: Tensor, states: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Distinct rows [U, N] and where each row stands among them; all of them where one number cannot tell them apart."""
+    """Distinct rows [U, N] and where each row stands among them; all rows where one number cannot tell them apart."""
     strides = [1]
     for size in states:
         strides.append(strides[-1] * size)

@@ -7,7 +7,7 @@ be kept between rounds, and a design that is replayed from its rows gives the sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ class Enco:
         self.model = Conditionals(
             sizes, options.hidden, mask_states=options.mask_states, generator=keyed(seed, 0, "weights")
         ).to(self.device)
-        self.adam = torch.optim.Adam(self.model.parameters(), lr=DISTRIBUTION_LR)
+        self.adam = WeightsAdam(list(self.model.parameters()), DISTRIBUTION_LR)
         self.gamma = torch.zeros(len(sizes), len(sizes), device=self.device)
         self.theta = torch.zeros_like(self.gamma)
         self.gamma_adam, self.theta_adam = GammaAdam(self.gamma), ThetaAdam(self.theta)
@@ -117,9 +117,7 @@ class Enco:
             masks = sample_graphs(p, len(picked), generator)
             weights = (targets[picked][:, None] != names).float() if every else None
             loss = distribution_loss(self.model, rows[picked], masks, weights)
-            self.adam.zero_grad(set_to_none=True)
-            loss.backward()
-            self.adam.step()
+            self.adam.step(torch.autograd.grad(loss, self.adam.parameters))
         if not torch.isfinite(loss):
             raise TryAgain("distribution fitting diverged: its loss is not finite", "try another --seed")
 
@@ -167,12 +165,8 @@ class Enco:
         kept = {"gamma": self.gamma, "theta": self.theta}
         for stem, adam in (("gamma_adam", self.gamma_adam), ("theta_adam", self.theta_adam)):
             kept |= {f"{stem}.{name}": tensor for name, tensor in adam.tensors().items()}
-        for name, parameter in self.model.named_parameters():
-            kept[f"model.{name}"] = parameter.detach()
-            moments = self.adam.state.get(parameter, {})
-            for moment in ("exp_avg", "exp_avg_sq", "step"):
-                shape = torch.zeros(()) if moment == "step" else torch.zeros_like(parameter)
-                kept[f"model_adam.{name}.{moment}"] = moments.get(moment, shape)
+        kept |= {f"model.{name}": parameter for name, parameter in self.model.named_parameters()}
+        kept |= {f"model_adam.{name}": tensor for name, tensor in self.adam.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -181,15 +175,44 @@ class Enco:
         self.theta.copy_(tensors["theta"])
         for stem, adam in (("gamma_adam", self.gamma_adam), ("theta_adam", self.theta_adam)):
             adam.restore({name: tensors[f"{stem}.{name}"] for name in ("first", "second", "count")})
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                self.adam.state[parameter] = {
-                    moment: tensors[f"model_adam.{name}.{moment}"]
-                    .clone()
-                    .to("cpu" if moment == "step" else self.device)
-                    for moment in ("step", "exp_avg", "exp_avg_sq")
-                }
+        self.model.load_state_dict({name: tensors[f"model.{name}"] for name, _ in self.model.named_parameters()})
+        self.adam.restore({name: tensors[f"model_adam.{name}"] for name in ("first", "second", "count")})
+
+
+class WeightsAdam:
+    """Adam over the weights of the conditionals, laid end to end, with torch.optim.Adam's defaults and results.
+
+    Not that class itself: its first step imports torch's compiler, ten CPU seconds in every process, where a round of
+    a design takes one.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
+        self.parameters, self.lr = parameters, lr
+        flat = torch.cat([one.detach().flatten() for one in parameters])
+        for one, part in zip(parameters, flat.split([one.numel() for one in parameters]), strict=True):
+            one.data = part.view_as(one)  # a step on the whole is a step on each
+        self.flat, self.first, self.second = flat, torch.zeros_like(flat), torch.zeros_like(flat)
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step down ``gradients``, one a parameter; betas (0.9, 0.999), epsilon 1e-8."""
+        gradient = torch.cat([one.flatten() for one in gradients])
+        self.count += 1
+        steps = int(self.count)
+        self.first.lerp_(gradient, 1 - 0.9)
+        self.second.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        spread = self.second.sqrt().div_((1 - 0.999**steps) ** 0.5).add_(1e-8)
+        self.flat.addcdiv_(self.first, spread, value=-self.lr / (1 - 0.9**steps))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Moments and step count."""
+        return {"first": self.first, "second": self.second, "count": self.count}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``tensors`` gave."""
+        for name in ("first", "second", "count"):
+            getattr(self, name).copy_(tensors[name])
 
 
 class _Batches:
