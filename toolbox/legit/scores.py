@@ -112,7 +112,7 @@ def _worth(strategy: str, targets: tuple[int, ...], here: Situation, options: Sc
 def true_experiments(
     network: Network, dags: Tensor, targets: tuple[int, ...], options: ScoreOptions, here: Situation
 ) -> Imagined:
-    """Rows of the true system in the place of imagined ones: what GIT would choose if it knew (a ceiling, not a rival)."""
+    """Rows of the true system in the place of imagined ones: what GIT would choose if it knew; a ceiling."""
     count = options.imagined_graphs * options.imagined_rows
     blocks = []
     for target in targets:
