@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,16 @@ class Table:
     def sizes(self) -> tuple[int, ...]:
         return tuple(len(one.states) for one in self.variables)
 
+    def head(self, stop: int) -> Table:
+        """The first ``stop`` rows."""
+        return replace(
+            self,
+            states=self.states[:stop],
+            targets=self.targets[:stop],
+            marks=self.marks[:stop],
+            lines=self.lines[:stop],
+        )
+
     def fingerprints(self) -> NDArray[np.int64]:
         """A CRC-32 a row, over its target and states: what tells a row that was changed."""
         whole = np.concatenate([self.targets.astype("<i2")[:, None].view(np.int8), self.states], axis=1)
@@ -209,7 +219,7 @@ class RowReader:
     def table(self) -> Table:
         """All rows coded. BadData (65): no rows, a column of text and numbers, fewer than two states."""
         if not self._values or self._names is None:
-            raise BadData("there are no rows", "pipe in the rows measured so far", file=self.file)
+            raise BadData("the input is empty", "pipe in the rows measured so far", file=self.file)
         if len(self._names) > 2**15 - 1:
             raise BadData(f"{len(self._names)} variables are too many", None, file=self.file)
         targets = np.array(self._targets, dtype=np.int16)
