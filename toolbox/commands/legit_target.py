@@ -45,6 +45,7 @@ def schema() -> dict[str, Any]:
 @design.score_options()
 @design.learner_options()
 @design.asking_options()
+@design.threads_option()
 @groups.seed_option("Seed of weights, samples, votes and choices.")
 def main(call: Invocation, **values: Any) -> None:
     """Choose the next variable to intervene on, given ALL rows measured so far (FILE, default: stdin).

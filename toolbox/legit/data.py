@@ -122,6 +122,16 @@ class Table:
             lines=self.lines[:stop],
         )
 
+    def extended(self, other: Table) -> Table:
+        """These rows and those of ``other`` behind them, about the same variables."""
+        return replace(
+            self,
+            states=np.concatenate([self.states, other.states]),
+            targets=np.concatenate([self.targets, other.targets]),
+            marks=[*self.marks, *other.marks],
+            lines=[*self.lines, *other.lines],
+        )
+
     def fingerprints(self) -> NDArray[np.int64]:
         """A CRC-32 a row, over its target and states: what tells a row that was changed."""
         whole = np.concatenate([self.targets.astype("<i2")[:, None].view(np.int8), self.states], axis=1)

@@ -101,6 +101,11 @@ def budget_options() -> Decorator:
     )  # fmt: skip
 
 
+def threads_option() -> Decorator:
+    """For commands that are always one process."""
+    return option("--threads", group="Launch", type=Number(1, whole=True), help="CPU threads (default: one a core).")
+
+
 def asking_options() -> Decorator:
     """The language model that plans."""
     return together(
@@ -116,5 +121,4 @@ def asking_options() -> Decorator:
         option("--system", group="Generation", metavar="TEXT", help="System turn."),
         groups.model_options(),
         option("--device", group="Launch", default="cpu", metavar="DEVICE", help="Of the learner: cpu, cuda, ..."),
-        option("--threads", group="Launch", type=Number(1, whole=True), help="CPU threads (default: one a core)."),
     )  # fmt: skip
