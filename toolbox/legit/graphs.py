@@ -56,7 +56,7 @@ def graph_lines(
 
 
 def read_graphs(name: str, streams: Streams, reader: RecordReader) -> Iterator[Graph]:
-    """The graphs of a stream, each ended by the next header. BadData (65): an edge of other nodes, or without header."""
+    """The graphs of a stream, each ended by the next header. BadData (65): an edge of other nodes, or no header."""
     header: Record | None = None
     edges: list[Edge] = []
     for record in read_records(name, streams, reader, "the graphs"):

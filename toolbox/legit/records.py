@@ -104,3 +104,42 @@ class GraphScore(msgspec.Struct, kw_only=True):
     nodes: int
     acyclic: bool
     dropped: int
+
+
+class RoundEvent(msgspec.Struct, kw_only=True):
+    """A round of a loop: who asked for what, and the graph after its rows; figures only where the truth is known."""
+
+    event: Literal["round"]
+    strategy: str
+    seed: int
+    round: int
+    target: str
+    stage: Stage
+    score: float | None
+    votes: int | None
+    fallback: str | None
+    rows: int
+    edges: int
+    acyclic: bool
+    dropped: int
+    shd: int | msgspec.UnsetType = msgspec.UNSET
+    shd_dag: int | msgspec.UnsetType = msgspec.UNSET
+    sid: int | msgspec.UnsetType = msgspec.UNSET
+    bsf: float | msgspec.UnsetType = msgspec.UNSET
+
+
+class RunEvent(msgspec.Struct, kw_only=True):
+    """A whole design."""
+
+    event: Literal["run"]
+    strategy: str
+    seed: int
+    rounds: int
+    rows: int
+    edges: int
+    picks: dict[str, int]
+    diversity: float
+    stages: dict[str, int]
+    fallbacks: dict[str, int]
+    shd: int | msgspec.UnsetType = msgspec.UNSET
+    aushd: float | msgspec.UnsetType = msgspec.UNSET

@@ -66,7 +66,7 @@ def rate(
         return _ordered({one: float(draws[one]) for one in allowed})
     if strategy == "round-robin":
         order = np.argsort(keyed_numbers(here, "round-robin", len(here.picks), every_round=True)).tolist()
-        scores = {one: -float(here.picks[one]) for one in allowed}
+        scores = {one: 0.0 - here.picks[one] for one in allowed}
         return scores, sorted(allowed, key=lambda one: (-scores[one], order.index(one)))
     if strategy == "degree":
         return _degree(allowed, here)
