@@ -69,16 +69,15 @@ def picture(rounds: Sequence[dict[str, Any]], *, title: str = "") -> Figure:
     with styled():
         size = (max(7.0, 2.3 * panels), (3.4 if judged else 0.4) + height)
         figure = new_figure(size, title and f"{title}: design over rounds")
-        parts = figure.subfigures(2, 1, height_ratios=[3.0, height]) if judged else [None, figure]
+        layout = figure.add_gridspec(2 if judged else 1, panels, height_ratios=[3.0, height] if judged else [1])
         if judged:
-            axes = parts[0].subplots()
-            _curves(axes, rounds, look)
-        grid = parts[1].subplots(1, panels, sharey=True, squeeze=False)[0]
+            _curves(figure.add_subplot(layout[0, :]), rounds, look)
+        grid = [figure.add_subplot(layout[-1, place]) for place in range(panels)]
         for place, strategy in zip(grid, strategies[:panels], strict=True):
             _heat(place, [one for one in rounds if one["strategy"] == strategy], names, strategy, look[strategy])
-        grid[0].set_yticks(range(len(names)), [written(name, 24) for name in names])
+            place.set_yticks(range(len(names)), [written(name, 24) for name in names] if place is grid[0] else [])
         if judged:
-            legend_below(parts[0], _handles(rounds, look))
+            legend_below(figure, _handles(rounds, look))
         freeze(figure)
         figure.set_label("; ".join(_described(rounds, strategies)))
     return figure
@@ -112,12 +111,15 @@ def _curves(axes: Axes, rounds: Sequence[dict[str, Any]], look: dict[str, Look])
 def _ticks(axes: Axes, line: Sequence[dict[str, Any]], own: Look) -> None:
     """Short strokes on the x-axis where a run's stage changes."""
     changes = [b["rows"] - b["rows"] / b["round"] for a, b in itertools.pairwise(line) if a["stage"] != b["stage"]]
-    axes.plot(changes, [0] * len(changes), ls="", marker="|", ms=11, mew=1.4, color=own.colour, clip_on=False, zorder=5)
+    strokes = axes.plot(changes, [0] * len(changes), ls="", marker="|", ms=11, mew=1.4, color=own.colour, zorder=5)
+    strokes[0].set_clip_on(False)
+    strokes[0].set_in_layout(False)
 
 
 def _heat(axes: Axes, rounds: Sequence[dict[str, Any]], names: Sequence[str], strategy: str, own: Look) -> None:
     """Targets by round: how many of the seeds chose each."""
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import MaxNLocator
 
     last = max(one["round"] for one in rounds)
     seeds = len({one["seed"] for one in rounds})
@@ -129,6 +131,7 @@ def _heat(axes: Axes, rounds: Sequence[dict[str, Any]], names: Sequence[str], st
     axes.imshow(share, aspect="auto", cmap=colours, vmin=0, vmax=1, extent=(0.5, last + 0.5, len(names) - 0.5, -0.5))
     axes.set_title(f"targets of {written(strategy, 24)} (share of {seeds} seeds)", fontsize=7.5)
     axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.grid(False)
 
 

@@ -43,6 +43,7 @@ def run(options: Options, call: Invocation) -> None:
         variables = given if stored is None else stored_variables(stored[0], given, place)
         kept = None if stored is None else _bins(stored[0])
         table = options.read(options.file, call, variables, kept)
+        _tell(options, call)
         design = _design(options, table, stored, place)
         allowed = allowed_places(design.variables, listed(options.allow), listed(options.forbid))
         if call.dry_run:
@@ -66,6 +67,10 @@ def _check(options: Options, call: Invocation) -> None:
         raise UsageProblem("a design needs --state DIR, or --stateless to fit anew each time", "give one of them")
     if options.strategy.endswith("git-privileged"):
         raise UsageProblem("git-privileged needs a simulator", "legit-loop has one")
+
+
+def _tell(options: Options, call: Invocation) -> None:
+    """What a user should know of the strategy before it is used."""
     if options.backend == "none":
         call.reporter.note("numeric targeting only (no --backend)")
     elif options.rounds < SHORTEST:
