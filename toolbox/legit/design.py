@@ -131,7 +131,7 @@ class Design:
     def now(self, allowed: Sequence[int]) -> Now:
         """What the planner may know in this round."""
         place = {one.name: index for index, one in enumerate(self.variables)}
-        tried = list(dict.fromkeys(place[one["target"]] for one in self.history))
+        tried = [place[one["target"]] for one in self.history]
         p = self.learner.belief().p
         edges = [(int(i), int(j)) for i, j in zip(*np.nonzero(p > 0.5), strict=True)]
         return Now(tuple(allowed), tuple(tried), tuple(edges))

@@ -93,7 +93,7 @@ class Plan(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Now:
-    """What a round knows: targets that can be had, those tried so far (each once, in order), believed edges."""
+    """What a round knows: targets that can be had, those of the experiments so far in order, believed edges."""
 
     allowed: Sequence[int]
     tried: Sequence[int]
@@ -179,7 +179,7 @@ class Planner:
         if rounds == 0:
             return
         ballot, trouble = self._vote(kind, now, ask)
-        excluded = set(now.tried) if kind == "bootstrap" and not self.options.allow_repeat else set()
+        excluded = set(self._tried(now)) if kind == "bootstrap" and not self.options.allow_repeat else set()
         votes = dict(zip(ballot.order, ballot.votes, strict=True)) if ballot else {}
         chosen = [one for one in votes if one in now.allowed and one not in excluded][:rounds]
         self.plan.entries += [Entry(stage, self.variables[one].name, votes[one]) for one in chosen]
@@ -199,7 +199,11 @@ class Planner:
         sheet = Sheet.of(self.variables, self.seed, anonymise=options.anonymise)
         ask = len(self.variables) if kind == "list" else min(options.ask, len(self.variables))
         edges = now.edges if options.show_edges and kind == "bootstrap" else None
-        return fill(read_template(path, stem), sheet, ask, now.tried, edges)
+        return fill(read_template(path, stem), sheet, ask, self._tried(now), edges)
+
+    def _tried(self, now: Now) -> list[int]:
+        """The targets of the rounds planned so far, each once: what a question may count on, asked then or later."""
+        return list(dict.fromkeys(now.tried[: len(self.plan.entries)]))
 
     def _vote(self, kind: str, now: Now, ask: Ask | None) -> tuple[Ballot | None, str | None]:
         """The ballot of ``self_consistency`` answers, or why there is none."""
