@@ -54,7 +54,7 @@ class StageOptions:
     @property
     def numeric(self) -> str:
         """The score of the last stage; llm-only falls back on round-robin."""
-        return "round-robin" if self.strategy == "llm-only" else self.strategy.rpartition("+")[2]
+        return "round-robin" if self.strategy == "llm-only" else self.strategy.partition("+")[2] or self.strategy
 
     @property
     def asks(self) -> bool:

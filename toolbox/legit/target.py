@@ -43,7 +43,8 @@ def run(options: Options, call: Invocation) -> None:
         variables = given if stored is None else stored_variables(stored[0], given, place)
         kept = None if stored is None else _bins(stored[0])
         table = options.read(options.file, call, variables, kept)
-        _tell(options, call)
+        if stored is None:
+            _tell(options, call)
         design = _design(options, table, stored, place)
         allowed = allowed_places(design.variables, listed(options.allow), listed(options.forbid))
         if call.dry_run:
@@ -71,9 +72,9 @@ def _check(options: Options, call: Invocation) -> None:
 
 def _tell(options: Options, call: Invocation) -> None:
     """What a user should know of the strategy before it is used."""
-    if options.backend == "none":
+    if options.backend == "none" and not options.stateless:
         call.reporter.note("numeric targeting only (no --backend)")
-    elif options.rounds < SHORTEST:
+    if options.backend != "none" and options.rounds < SHORTEST:
         call.reporter.warn(
             f"--rounds {options.rounds}: in the published curves LeGIT is behind GIT until its lists are done"
         )
