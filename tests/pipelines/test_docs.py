@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import METHODS
+from tests.contract.commands import ASIA, METHODS
 from tests.server import ROOT, environment
 
 PEOPLE = [
@@ -36,6 +36,16 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "questions.jsonl").write_text(lines(PEOPLE[:2]))
     (tmp_path / "prompts.jsonl").write_text(lines([{"prompt": row["question"]} for row in PEOPLE[:2]]))
     (tmp_path / "forget.jsonl").write_text(lines(PEOPLE[:2]))
+    measured = [{"values": {n: "yes" if (i * (k + 3)) % 7 < 3 else "no" for k, n in enumerate(ASIA)},
+                 "targets": [] if i < 20 else ["smoke"]} for i in range(28)]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text(lines(measured))
+    (tmp_path / "graph.jsonl").write_text(lines([{"record": "graph", "nodes": list(ASIA)},
+                                                 {"source": "smoke", "target": "lung"}]))  # fmt: skip
+    asked = [(seed, kind, sample) for seed in range(5) for kind in ("warmup", "bootstrap") for sample in range(5)]
+    (tmp_path / "answers.jsonl").write_text(lines([
+        {"id": f"legit-{seed}-{kind}", "sample": sample, "completion": "<Answer>smoke, asia, tub</Answer>"}
+        for seed, kind, sample in asked
+    ]))  # fmt: skip
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
     return tmp_path
@@ -50,7 +60,9 @@ def run(script: str, here: Path, tiny: Path) -> None:
         (here / "tuned" / "run.json").write_text("{}")
     if "--model unlearned" in script and "--out unlearned" not in script:
         shutil.copytree(tiny, here / "unlearned")
+    short = {"OBS_ITERS": "2", "MODEL_ITERS": "1", "GRAPH_ITERS": "1", "ROUNDS": "2"}  # of designs
     env = {**environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5"}
+    env |= {f"TOOLBOX_{name}": value for name, value in short.items()}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=here, env=env, capture_output=True, text=True,
         stdin=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ def schema() -> dict[str, Any]:
     schema=schema,
     examples=[
         "legit-fit --network asia --epochs 2 < d.jsonl | legit-score --truth asia",
-        "legit-fit --state s < d.jsonl | jq -c 'select(.source) | [.source, .target, .p]'",
+        "legit-fit --network asia --epochs 2 < d.jsonl | jq -c 'select(.source) | [.source, .target, .p]'",
     ],
 )
 @click.argument("file", default="-", type=PathType())

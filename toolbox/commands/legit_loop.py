@@ -25,7 +25,6 @@ def schema() -> dict[str, Any]:
         "legit-loop --network asia --strategies round-robin,git,random --seeds 5 --plot asia.svg |\n"
         '    jq -c \'select(.event=="summary" or .event=="paired")\'',
         "legit-loop --network asia --strategies legit+git,git --backend replay --replay answers.jsonl > again.jsonl",
-        "legit-loop --network child --rounds 33 -n 16 --seeds 10 --state designs -j 2 > events.jsonl",
     ],
 )
 @groups.record_options()

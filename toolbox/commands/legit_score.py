@@ -24,8 +24,8 @@ def schema() -> dict[str, Any]:
     "legit-score",
     schema=schema,
     examples=[
-        "legit-fit --network asia --epochs 2 < d.jsonl | legit-score --truth asia",
         "legit-score --truth asia graph.jsonl | jq '{shd, sid, bsf, shd_empty}'",
+        "legit-fit --network asia --epochs 2 < d.jsonl | legit-score --truth asia",
     ],
 )
 @click.argument("file", default="-", type=PathType())

@@ -27,7 +27,6 @@ def schema() -> dict[str, Any]:
         "legit-sim --network asia -n 5000 --seed 1 > d.jsonl",
         "legit-target --network asia --state s --strategy git < d.jsonl | tee -a t.jsonl |\n"
         "    legit-sim --network asia -n 32 --from - --seed 1 >> d.jsonl",
-        "legit-target --network asia --state s --strategy git --explain < d.jsonl | jq .scores",
     ],
 )
 @click.argument("file", default="-", type=PathType())
