@@ -14,8 +14,7 @@ from toolbox.shell.params import Number, PathType, option
 
 def schema() -> dict[str, Any]:
     """JSON Schemas of the data rows read and the graph lines written."""
-    from toolbox.legit.graphs import GRAPH_SHAPES
-    from toolbox.legit.records import DataRow
+    from toolbox.legit.records import GRAPH_SHAPES, DataRow
     from toolbox.shell.records import json_schema
 
     return {"input": json_schema([DataRow]), "output": json_schema(GRAPH_SHAPES)}

@@ -13,8 +13,7 @@ from toolbox.shell.params import PathType, option
 
 def schema() -> dict[str, Any]:
     """JSON Schemas of the graph lines read and the scores written."""
-    from toolbox.legit.graphs import GRAPH_SHAPES
-    from toolbox.legit.records import GraphScore
+    from toolbox.legit.records import GRAPH_SHAPES, GraphScore
     from toolbox.shell.records import json_schema
 
     return {"input": json_schema(GRAPH_SHAPES), "output": json_schema([GraphScore])}

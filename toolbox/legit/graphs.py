@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from toolbox.legit.learner import Belief
 from toolbox.legit.metrics import acyclic
 from toolbox.legit.network import packaged_networks, read_network
-from toolbox.legit.records import Edge, GraphHeader
+from toolbox.legit.records import GRAPH_SHAPES, Edge, GraphHeader
 from toolbox.shell.errors import BadData, MissingInput
 from toolbox.shell.records import Record, RecordReader, read_records
 from toolbox.shell.streams import Streams
-
-GRAPH_SHAPES = (GraphHeader, Edge)
 
 
 @dataclass(frozen=True)

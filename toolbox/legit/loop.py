@@ -185,7 +185,7 @@ def _world(options: Options, call: Invocation, accelerator: Any = None) -> World
     else:
         variables = None if options.network is None else network_variables(options.network, call.streams, network)
     if simulated and network is not None and variables is not None:
-        _same(network, variables)
+        variables = _same(network, variables)
     pool = None if options.pool is None else read_pool(options.pool, call.streams)
     observed = None if options.observations is None else _observations(options, call, accelerator)
     if pool is not None and not pool.observed and observed is None:
@@ -199,13 +199,15 @@ def _world(options: Options, call: Invocation, accelerator: Any = None) -> World
     return World(options, variables, network if simulated else None, pool, observed, truth)
 
 
-def _same(network: Network, variables: Sequence[Variable]) -> None:
+def _same(network: Network, variables: Sequence[Variable]) -> list[Variable]:
+    """The variables with the simulator's states; BadData (65) where they are others."""
     if tuple(one.name for one in variables) != network.names:
         odd = sorted(set(network.names) ^ {one.name for one in variables})
         raise BadData(f"--variables and --network differ: {', '.join(odd[:5])}", "they must be of the same variables")
     for one, states in zip(variables, network.states, strict=True):
-        if one.states != states:
+        if one.states and one.states != states:
             raise BadData(f"the states of {one.name} are {', '.join(states)} in the network", "list them in its order")
+    return [replace(one, states=states) for one, states in zip(variables, network.states, strict=True)]
 
 
 def _observations(options: Options, call: Invocation, accelerator: Any) -> Lines:

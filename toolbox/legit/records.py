@@ -86,6 +86,9 @@ class Edge(msgspec.Struct, kw_only=True):
     in_graph: bool = True
 
 
+GRAPH_SHAPES: tuple[type[msgspec.Struct], ...] = (GraphHeader, Edge)
+
+
 class GraphScore(msgspec.Struct, kw_only=True):
     """One estimated graph, judged."""
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolbox.legit.graphs import GRAPH_SHAPES, Graph, read_graphs, read_truth
+from toolbox.legit.graphs import Graph, read_graphs, read_truth
 from toolbox.legit.method import project_to_dag
 from toolbox.legit.metrics import acyclic, judge
+from toolbox.legit.records import GRAPH_SHAPES
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
 from toolbox.shell.records import RecordReader, parse_map, write_rejects
