@@ -16,6 +16,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: help setup demo test test-slow bench lint clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
+.PHONY: legit-asia legit-sachs bench-legit
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -72,6 +73,15 @@ lot-winocontrol: $(STAMP)  ## the WinoControl grid on a few sentences (DATA=the 
 
 lot-replay: $(STAMP)  ## stored responses of six models, judged (DATA=the file of responses)
 	$(RUN) bash recipes/lot/replay.sh "$(DATA)"
+
+legit-asia: $(STAMP)  ## which experiment next: round robin and GIT on Asia, five seeds (minutes of CPU)
+	$(RUN) bash recipes/legit/asia.sh
+
+legit-sachs: $(STAMP)  ## the same over measured proteins (DATA=the folder with the Sachs files)
+	$(RUN) bash recipes/legit/sachs.sh "$(DATA)"
+
+bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command costs
+	$(TEST_ENV) $(BIN)/python bench/run.py --only legit
 
 clean:  ## remove what demo and bench made
 	rm -rf demo bench/results.jsonl bench/.venv-forgetium

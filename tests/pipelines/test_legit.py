@@ -258,11 +258,13 @@ def test_a_language_model_plans_ten_rounds_its_log_replays_them_and_a_server_tha
     assert (numeric.rows[0]["stage"], numeric.rows[0]["fallback"]) == ("numeric", "endpoint")
 
 
-def test_a_small_model_here_proves_the_plumbing_by_falling_back(tool, tiny, rows):
+def test_a_small_model_here_proves_the_plumbing_by_falling_back(tool, tiny, rows, tmp_path):
+    (tmp_path / "short.txt").write_text("Choose {ask} of\n{variables}\n")  # the tiny model's window is short
     loop = tool(
         "legit-loop", "--network", "cancer", "--variables", with_descriptions(rows), "--strategies", "legit+random",
         "--seeds", "1", "--rounds", "6", "--n-obs", "60", "-n", "4", *QUICK, "--backend", "local", "--model", tiny,
         "--max-new-tokens", "4", "--self-consistency", "2", "--redraws", "0",
+        "--prompt-warmup", tmp_path / "short.txt", "--prompt-bootstrap", tmp_path / "short.txt",
     )  # fmt: skip
     assert loop.code == 0, loop.err
     run = next(row for row in loop.rows if row["event"] == "run")
@@ -277,8 +279,8 @@ def test_a_command_does_the_experiments_and_its_failure_keeps_what_was_done(tool
     (tmp_path / "lab.sh").chmod(0o755)
     (tmp_path / "o.jsonl").write_bytes(tool("legit-sim", "--network", "cancer", "-n", "60").out)
     words = ["legit-loop", "--experiment", tmp_path / "lab.sh", "--observations", tmp_path / "o.jsonl", "--strategies",
-             "round-robin", "--seeds", "1", "-n", "4", *QUICK, "--state", tmp_path / "s", "--rounds", "2", "--variables",
-             with_descriptions(rows)]  # fmt: skip
+             "round-robin", "--seeds", "1", "-n", "4", *QUICK, "--state", tmp_path / "s", "--rounds", "2",
+             "--variables", with_descriptions(rows)]  # fmt: skip
     (tmp_path / "broken").touch()
     failed = tool(*words)
     assert failed.code == 75
