@@ -112,9 +112,13 @@ class Settings(Rows):
     given_options: frozenset[str] = frozenset()
 
     def stages(self, strategy: str, variables: Sequence[Variable] | None) -> StageOptions:
-        """The stages of one strategy; the plan is read where it is used and the variables are known."""
+        """The stages of one strategy; the plan is read where it is used and the variables are known.
+
+        It serves plan+X, and legit+X where there is no language model to ask.
+        """
         listed: tuple[str, ...] = ()
-        if self.plan is not None and strategy.partition("+")[0] in ("legit", "plan") and "+" in strategy:
+        planner = strategy.partition("+")[0] if "+" in strategy else ""
+        if self.plan is not None and (planner == "plan" or (planner == "legit" and self.backend == "none")):
             listed = read_plan(self.plan, self.network, variables) if variables is not None else ("",)
         return StageOptions(
             strategy=strategy, n_warmup=self.n_warmup, n_bootstrap=self.n_bootstrap, resample=self.resample,
