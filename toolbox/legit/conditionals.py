@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -117,14 +118,16 @@ def _without_loops(graphs: Tensor) -> Tensor:
 def gather_nll(model: Conditionals, rows: Tensor, graphs: Tensor, skip: int | None = None) -> Tensor:
     """The mean negative log-likelihood [K, N] of each variable under each graph; ``skip``'s column is 0.
 
-    One network call for every (graph, row, child), each summing all N masked embeddings: the slow form.
+    One network call for every (graph, row, child), each looking up and summing all N masked embeddings: the slow form.
     """
     graphs = _without_loops(graphs.to(model.embedding.dtype))
     result = graphs.new_zeros(len(graphs), model.variables)
+    many = rows.repeat(len(graphs), 1)  # [K B, N], as the published code runs them
+    masks = graphs.repeat_interleave(len(rows), 0)
     for child in _children(model, skip):
-        parts = model.contributions(child, rows).transpose(0, 1)  # [B, N, H]
-        first = (parts[None] * graphs[:, None, :, child, None]).sum(2)
-        result[:, child] = model.nll(child, first, rows[:, child]).mean(1)
+        parts = model.contributions(child, many)  # [N, K B, H]
+        first = (parts * masks[:, :, child].t()[..., None]).sum(0)
+        result[:, child] = model.nll(child, first[None], many[:, child]).view(len(graphs), -1).mean(1)
     return result
 
 
@@ -162,12 +165,19 @@ def grouped_nll(
     shares = graphs.new_zeros(len(distinct), count)
     shares.index_put_((places, groups), torch.ones_like(shares[0, 0]), accumulate=True)
     shares /= shares.sum(0, keepdim=True)
-    result = graphs.new_zeros(count, len(graphs), model.variables)
+    states = distinct.t().long()
+    sets = distinct_sets(graphs)
+    if _fits(model, states, sets):
+        means = _all_nll(model, states, sets.masks) @ shares  # [N, P, count]
+        result = means.gather(1, sets.places.t()[..., None].expand(-1, -1, count))
+        if skip is not None:
+            result[skip] = 0
+        return result.permute(2, 1, 0)
+    result = graphs.new_zeros(model.variables, len(graphs), count)
     for child in _children(model, skip):
-        sets, which = distinct_sets(graphs[:, :, child])
-        blocks = [block @ shares for block in _set_nll(model, child, distinct, sets)]
-        result[:, :, child] = torch.cat(blocks)[which].t()
-    return result
+        blocks = [block @ shares for block in _set_nll(model, child, states, sets.of(child))]
+        result[child] = torch.cat(blocks)[sets.places[:, child]]
+    return result.permute(2, 1, 0)
 
 
 @torch.no_grad()
@@ -179,10 +189,11 @@ def log_likelihoods(model: Conditionals, rows: Tensor, graphs: Tensor, skip: Ten
     graphs = _without_loops(graphs.to(model.embedding.dtype))
     distinct, places = distinct_rows(rows, model.states)
     total = graphs.new_zeros(len(graphs), len(rows))
+    states = distinct.t().long()
+    sets = distinct_sets(graphs)
     for child in range(model.variables):
-        sets, which = distinct_sets(graphs[:, :, child])
-        lost = torch.cat(list(_set_nll(model, child, distinct, sets))).clamp(max=-floor)
-        total -= lost[which][:, places] * (skip != child)
+        lost = torch.cat(list(_set_nll(model, child, states, sets.of(child)))).clamp(max=-floor)
+        total -= lost[sets.places[:, child]][:, places] * (skip != child)
     return total
 
 
@@ -190,22 +201,84 @@ _CELLS = 1 << 21
 """Floats of one block's hidden layer: 8 MiB, near what a cache holds."""
 
 
-def _set_nll(model: Conditionals, child: int, rows: Tensor, sets: Tensor) -> Iterable[Tensor]:
-    """-log p of a child in each row under each parent set [P, N]: blocks that make up [P, B]."""
-    parts = model.contributions(child, rows)
-    flat, values = parts.flatten(1), rows[:, child]
-    for block in sets.split(max(1, _CELLS // flat.shape[1])):
-        yield model.nll(child, (block @ flat).view(len(block), *parts.shape[1:]), values)
+def _set_nll(model: Conditionals, child: int, states: Tensor, sets: Tensor) -> Iterable[Tensor]:
+    """-log p of a child in each row under each parent set [P, N]: blocks that make up [P, B]; ``states`` [N, B].
+
+    As ``Conditionals.nll``, with as few passes over memory as this takes: only parents of some set are looked up.
+    """
+    used = sets.any(0).nonzero()[:, 0] if len(sets) < sets.shape[1] else torch.arange(len(states), device=states.device)
+    rows = states.shape[1]
+    flat = model.embedding[child][used[:, None], states[used]].flatten(1)
+    bias = model.bias_1[child].repeat(rows)
+    values = states[child].expand(len(sets), rows)
+    for block, own in zip(
+        sets[:, used].split(step := max(1, _CELLS // flat.shape[1])), values.split(step), strict=True
+    ):
+        hidden = F.leaky_relu_(torch.addmm(bias, block, flat), SLOPE).view(-1, model.bias_2.shape[1])
+        hidden = F.leaky_relu_(torch.addmm(model.bias_2[child], hidden, model.weight_2[child]), SLOPE)
+        logits = torch.addmm(model.bias_3[child], hidden, model.weight_3[child])
+        logits = logits.masked_fill_(model.absent[child], IMPOSSIBLE).view(len(block), rows, -1)
+        yield torch.logsumexp(logits, -1) - logits.gather(-1, own[..., None])[..., 0]
 
 
-def distinct_sets(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows of ``masks`` [K, N] of 0 and 1, and where each of the K stands among them."""
-    count = masks.shape[1]
-    if count <= 62:  # as one whole number a set: sorting rows costs many times more
-        powers = 2 ** torch.arange(count, device=masks.device)
-        codes, places = (masks.long() * powers).sum(1).unique(return_inverse=True)
-        return ((codes[:, None] & powers) > 0).to(masks.dtype), places
-    return masks.unique(dim=0, return_inverse=True)
+def _fits(model: Conditionals, states: Tensor, sets: ParentSets) -> bool:
+    """Whether all children at once stay within a block: fewer and larger products, where the sets are few."""
+    cells = states.numel() * model.bias_2.shape[1]
+    return cells * max(sets.masks.shape[1], model.variables) <= 2 * _CELLS
+
+
+def _all_nll(model: Conditionals, states: Tensor, masks: Tensor) -> Tensor:
+    """-log p of every child in each row under each of its parent sets ``masks`` [N, P, N]: [N, P, B]."""
+    every = torch.arange(model.variables, device=states.device)
+    parts = model.embedding[every[:, None, None], every[None, :, None], states[None]].flatten(2)  # [child, parent, B H]
+    rows, hidden = states.shape[1], model.bias_2.shape[1]
+    found = torch.baddbmm(model.bias_1.repeat(1, rows)[:, None], masks, parts)
+    found = F.leaky_relu_(found, SLOPE).view(len(masks), -1, hidden)
+    found = F.leaky_relu_(torch.baddbmm(model.bias_2[:, None], found, model.weight_2), SLOPE)
+    logits = torch.baddbmm(model.bias_3[:, None], found, model.weight_3).masked_fill_(model.absent[:, None], IMPOSSIBLE)
+    logits = logits.view(*masks.shape[:2], rows, -1)
+    own = states[:, None, :, None].expand(-1, masks.shape[1], -1, -1)
+    return torch.logsumexp(logits, -1) - logits.gather(-1, own)[..., 0]
+
+
+@dataclass(frozen=True)
+class ParentSets:
+    """The distinct parent sets of each child among K graphs: ``masks`` [child, P, N], padded with empty sets to the
+    most that a child has; ``counts`` [child]; ``places`` [K, child] says which one each graph has."""
+
+    masks: Tensor
+    counts: tuple[int, ...]
+    places: Tensor
+
+    def of(self, child: int) -> Tensor:
+        """The sets of one child [P, N]."""
+        return self.masks[child, : self.counts[child]]
+
+
+def distinct_sets(graphs: Tensor) -> ParentSets:
+    """The distinct parent sets among graphs [K, N, N]."""
+    size = graphs.shape[1]
+    # A set as whole numbers of 32 bits, all children at once: to sort rows, child by child, costs many times more.
+    weights = 2 ** (torch.arange(size, device=graphs.device) % 32)
+    words = [(graphs[:, at : at + 32].long() * weights[at : at + 32, None]).sum(1) for at in range(0, size, 32)]
+    codes = words[0]
+    for word in words[1:]:  # what is distinct so far, and the next word: again a number below 2^63
+        codes = _ranks(codes)[2] * 2**32 + word
+    first, order, places = _ranks(codes)
+    counts = places.max(0).values + 1
+    masks = graphs.new_zeros(size, int(counts.max()), size)
+    rank, child = first.nonzero(as_tuple=True)
+    row = order[rank, child]
+    masks[child, places[row, child]] = graphs[row, :, child]
+    return ParentSets(masks, tuple(counts.tolist()), places)
+
+
+def _ranks(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each column of ``codes`` [K, N]: where a new value begins in sorted order, that order, every value's rank."""
+    ordered, order = codes.sort(dim=0, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first, order, torch.empty_like(order).scatter_(0, order, first.long().cumsum(0) - 1)
 
 
 def distinct_rows(rows: Tensor, states: Sequence[int]) -> tuple[Tensor, Tensor]:
