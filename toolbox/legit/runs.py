@@ -86,7 +86,8 @@ class Run:
     def _begin(self, directory: StateDirectory | None) -> None:
         """Take up what was saved, or begin: the observed rows are recorded, then fitted."""
         stored = None if directory is None else directory.load()
-        if stored is not None and not self.resume:
+        begun = stored is not None or self._recorded(0) is not None
+        if begun and not self.resume:
             raise CannotCreate(f"{self.path}: holds a design already", "--resume goes on with it; or another --state")
         setting = self.setting
         variables = setting.variables
