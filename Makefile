@@ -18,6 +18,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: lot-demo lot-winocontrol lot-replay
 .PHONY: landscape-demo landscape-lot landscape-verify
 .PHONY: coca-refactor coca-eval
+.PHONY: legit-asia legit-sachs bench-legit
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -89,6 +90,15 @@ coca-refactor: $(STAMP)  ## COCA: eight demo pairs annotated by the embedded mod
 
 coca-eval: $(STAMP)  ## COCA: the embedded model with and without the guidelines, on the demo prompts (DATA=your own)
 	$(RUN) bash recipes/coca/eval.sh $(DATA)
+
+legit-asia: $(STAMP)  ## which experiment next: round robin and GIT on Asia, five seeds (minutes of CPU)
+	$(RUN) bash recipes/legit/asia.sh
+
+legit-sachs: $(STAMP)  ## the same over measured proteins (DATA=the folder with the Sachs files)
+	$(RUN) bash recipes/legit/sachs.sh "$(DATA)"
+
+bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command costs
+	$(TEST_ENV) $(BIN)/python bench/run.py --only legit
 
 clean:  ## remove what demo and bench made
 	rm -rf demo bench/results.jsonl bench/.venv-* coca

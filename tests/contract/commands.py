@@ -33,7 +33,7 @@ class Case:
     directory ``folder/out`` beside its lines. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
     them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
     ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
-    Of a trainer ``artefacts`` are files of its output, the weights first, and ``full_disk`` a file size that they exceed.
+    Of a trainer ``artefacts`` are files of its output, the weights first; ``full_disk`` is a file size they exceed.
     """
 
     name: str
@@ -189,6 +189,38 @@ def _refactor(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--template", str(template), "--verify", "off"]
 
 
+ASIA = ("asia", "bronc", "dysp", "either", "lung", "smoke", "tub", "xray")
+MEASURED = [
+    {"values": {name: "yes" if (i >> k) & 1 or i == k else "no" for k, name in enumerate(ASIA)}, "targets": targets}
+    for i, targets in enumerate([[]] * 14 + [["smoke"]] * 4 + [["tub"]] * 4)
+]
+SHORT = ["--obs-iters", "2", "--model-iters", "1", "--graph-iters", "2", "--hidden", "4"]
+
+
+def _target(tiny: Path, folder: Path) -> list[str]:
+    return ["--network", "asia", "--stateless", *SHORT, "--imagined-graphs", "2", "--imagined-rows", "4"]
+
+
+def _fit(tiny: Path, folder: Path) -> list[str]:
+    return ["--network", "asia", "--epochs", "1", "--model-iters", "2", "--graph-iters", "2", "--all-pairs"]
+
+
+def _loop(tiny: Path, folder: Path) -> list[str]:
+    return [
+        "--network",
+        "asia",
+        "--observations",
+        "-",
+        "--strategies",
+        "random",
+        "--seeds",
+        "2",
+        "--rounds",
+        "2",
+        *SHORT,
+    ]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -222,8 +254,20 @@ CASES = {
         Case("landscape-verify", SOLVED, _verify, trainer=False,
              stochastic=("--verifier", "rf", "--shuffles", "0", "--folds", "2"), model=False, takes_messages=False,
              empty=65),
+        Case("legit-target", MEASURED, _target, trainer=False, sums_up=True, model=False, takes_messages=False,
+             empty=65),
+        Case("legit-fit", MEASURED, _fit, trainer=False, sums_up=True, model=False, takes_messages=False, empty=65),
+        Case("legit-loop", MEASURED[:14], _loop, trainer=False, sums_up=True, model=False, takes_messages=False,
+             empty=65),
+        Case("legit-sim", [{"target": name, "n": 3} for name in ("smoke", "tub", "asia", "lung", "smoke")],
+             lambda tiny, folder: ["--network", "asia", "--from", "-"], trainer=False, sums_up=True, model=False,
+             takes_messages=False),
+        Case("legit-score", [{"record": "graph", "nodes": list(ASIA)}, {"source": "smoke", "target": "lung"},
+                             {"source": "lung", "target": "either"}, {"source": "either", "target": "xray"}],
+             lambda tiny, folder: ["--truth", "asia"], trainer=False, sums_up=True, model=False, seeded=False,
+             takes_messages=False, empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"coca", "landscape", "lot"}
+METHODS = {"coca", "landscape", "legit", "lot"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import CASES, METHODS, SOLVED
+from tests.contract.commands import ASIA, CASES, METHODS, SOLVED
 from tests.server import ROOT, environment
 from tests.tiny import tiny_model_dir
 
@@ -48,6 +48,16 @@ def here(tmp_path, tiny) -> Path:
     for name, verb in (("harmful", "Harm"), ("harmless", "Help")):
         asked = [{"prompt": f"{verb} {'now ' * (i % 4)}{i}", "label": name} for i in range(20)]
         (tmp_path / f"{name}.jsonl").write_text(lines(asked))
+    measured = [{"values": {n: "yes" if (i * (k + 3)) % 7 < 3 else "no" for k, n in enumerate(ASIA)},
+                 "targets": [] if i < 20 else ["smoke"]} for i in range(28)]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text(lines(measured))
+    (tmp_path / "graph.jsonl").write_text(lines([{"record": "graph", "nodes": list(ASIA)},
+                                                 {"source": "smoke", "target": "lung"}]))  # fmt: skip
+    asked = [(seed, kind, sample) for seed in range(5) for kind in ("warmup", "bootstrap") for sample in range(5)]
+    (tmp_path / "answers.jsonl").write_text(lines([
+        {"id": f"legit-{seed}-{kind}", "sample": sample, "completion": "<Answer>smoke, asia, tub</Answer>"}
+        for seed, kind, sample in asked
+    ]))  # fmt: skip
     for name in ("retain", "rest"):
         (tmp_path / f"{name}.jsonl").write_text(lines(PEOPLE[2:]))
     (tmp_path / "paths.jsonl").write_text(lines(SOLVED))
@@ -79,6 +89,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         "TOOLBOX_PROJECT": "pca", "TOOLBOX_VERIFIER": "logreg", "TOOLBOX_SHUFFLES": "1", "TOOLBOX_MAX_ATTEMPTS": "1",
     }  # fmt: skip
     env["PATH"] = f"{shims}:{env['PATH']}"
+    short = {"OBS_ITERS": "2", "MODEL_ITERS": "1", "GRAPH_ITERS": "1", "ROUNDS": "2"}  # of designs
+    env |= {f"TOOLBOX_{name}": value for name, value in short.items()}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=here, env=env, capture_output=True, text=True,
         stdin=subprocess.DEVNULL,
