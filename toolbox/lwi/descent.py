@@ -74,7 +74,7 @@ class Descent:
         self.plan, self.pairs, self.settings, self.state = plan, pairs, settings, state
         self.similar = [name for name in plan.groups if name in similar]
         self.deep = list(deep)
-        self.soft_steps: dict[str, tuple[np.ndarray, Tensor]] = {}
+        self.kept_costs: dict[str, tuple[np.ndarray, Tensor]] = {}
         """Of each group: its last cost, and the permutation it was taken under (for soft plans)."""
         self.keep_costs = False
 
@@ -121,7 +121,7 @@ class Descent:
             undone = matrix.cpu().double()[row.argsort(), torch.arange(group.size)]
             identity_cost += float(undone.sum())
             if self.keep_costs and group.parent is None:
-                self.soft_steps[name] = (matrix.cpu().numpy(), row.clone())
+                self.kept_costs[name] = (matrix.cpu().numpy(), row.clone())
         self.state.found[name] = Found(identity_cost, total, mode)
         if better:
             step = torch.stack(steps).reshape(group.shape)
@@ -281,7 +281,8 @@ def best_children(
         step(child, clear or [part for part in parts if child in part.dims])
     if len(children) > 1:
         for _ in range(sweeps):
-            if not any([step(child, parts) for child in children]):
+            moved = [step(child, parts) for child in children]  # all of them, not up to the first that moves
+            if not any(moved):
                 break
     return perms, _agreement(map(aligned, parts))
 
@@ -295,4 +296,3 @@ def recovered(plan: Plan, shuffle: dict[str, Tensor], perms: dict[str, Tensor]) 
     """Share of each group's entries that come back where they were before ``shuffle``, once ``perms`` is applied."""
     both = compose(plan, shuffle, perms)
     return {name: float((both[name] == torch.arange(both[name].shape[-1])).double().mean()) for name in shuffle}
-

@@ -59,7 +59,7 @@ class _Expansion:
         self._count()
         claimed, unclaimed = [], []
         for key in sorted(self.shapes):
-            found = [one for one in map(lambda p: self._matches(key, *p), enumerate(self.spec.patterns)) if one]
+            found = [one for n, p in enumerate(self.spec.patterns) if (one := self._matches(key, n, p)) is not None]
             if len(found) > 1:
                 texts = " and ".join(repr(one.pattern.text) for one in found)
                 raise self.bad(f"tensor {key!r} is claimed twice, by {texts}")
@@ -80,7 +80,7 @@ class _Expansion:
     def unclaimed(self, keys: list[str]) -> BadData:
         named = ", ".join(map(repr, keys[:5])) + (", ..." if len(keys) > 5 else "")
         return BadData(
-            f"the spec {self.spec.name} claims {len(self.shapes) - len(keys)} of {len(self.shapes)} tensors, not {named}",
+            f"the spec {self.spec.name} leaves {len(keys)} of {len(self.shapes)} tensors unclaimed: {named}",
             "lwi-fuse MODEL --print-spec > mine.yaml starts a spec for --spec mine.yaml",
             file=self.spec.where if not self.spec.builtin else None,
         )
@@ -233,13 +233,13 @@ class _Expansion:
         if len(open_levels) > 1:
             return False
         segment, level = open_levels[0]
-        rest = sum(
-            prod(one.size or known[one.group or ""] for one in other) for other in axis if other is not segment
-        )
+        rest = sum(prod(one.size or known[one.group or ""] for one in other) for other in axis if other is not segment)
         factor = prod(one.size or known[one.group or ""] for one in segment if one is not level)
         left = total - rest
         if left < factor or left % factor:
-            raise self.bad(f"tensor {key!r}: axis {place} has {total} entries, not a multiple of its blocks of {factor}")
+            raise self.bad(
+                f"tensor {key!r}: axis {place} has {total} entries, not a multiple of its blocks of {factor}"
+            )
         if level.group is not None:
             known[level.group] = left // factor
         else:

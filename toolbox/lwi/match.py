@@ -4,13 +4,13 @@ For a group and all tensors t that carry it, OLD already aligned on every other 
 OLD and NEW at index c, d of the group's axis. A cost C[c, d] (rows: OLD) is summed over the tensors, and the assignment
 r minimises sum_d C[r[d], d]: r[d] is the channel of OLD that lands at d.
 
-| metric      | C[c, d]                                                        | source                                       |
-|-------------|----------------------------------------------------------------|----------------------------------------------|
-| sqeuclidean | sum_t |x_c - y_d|^2                                            | same optimum as git-re-basin's inner product |
-| euclidean   | the square root of that                                        | otfusion, and the norm of LwI                |
-| cosine      | - sum_t <x_c, y_d> / (norms over all tensors)                  | an ablation of LwI                           |
-| gamf        | - sum over sides of exp(-|x_c - y_d|_4 / 2) / its mean         | GAMF's affinity                              |
-| edge        | sum_t sum_a |kernel(a, c) - kernel(a, d)|_2                    | LwI's edge-wise distance                     |
+| metric      | C[c, d]                                        | source                             |
+|-------------|------------------------------------------------|------------------------------------|
+| sqeuclidean | sum_t |x_c - y_d|^2                            | git-re-basin: same optimum         |
+| euclidean   | the square root of that                        | otfusion; the norm of LwI          |
+| cosine      | - sum_t <x_c, y_d> / (norms over all tensors)  | an ablation of LwI                 |
+| gamf        | - sum over sides of exp(-|x_c - y_d|_4 / 2) / its mean  | GAMF's affinity           |
+| edge        | sum_t sum_a |kernel(a, c) - kernel(a, d)|_2    | LwI's distance, edge by edge       |
 
 A "side" is what computes the channels (inputs of the layer) or what reads them.
 """

@@ -116,11 +116,13 @@ def read_spec(path: str | Path, *, builtin: bool = False) -> Spec:
     if not path.is_file():
         raise MissingInput(f"{path}: no such spec", "lwi-fuse MODEL --print-spec writes one to start from")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a safe loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise BadData(f"not valid YAML: {what}", _ADVICE, file=str(path), line=mark.line + 1 if mark else None) from None
+        raise BadData(
+            f"not valid YAML: {what}", _ADVICE, file=str(path), line=mark.line + 1 if mark else None
+        ) from None
     return parse_spec(content, str(path), builtin=builtin)
 
 
@@ -190,9 +192,12 @@ def template(shapes: Mapping[str, tuple[int, ...]], architectures: Iterable[str]
     tensors: dict[str, list[str]] = {}
     for key in sorted(shapes):
         count = iter(letters)
-        text = re.sub(r"(?<=\.)\d+(?=\.)", lambda found: "{" + next(count, found[0]) + "}", key)
+        text = re.sub(r"(?<=\.)\d+(?=\.)", lambda found, left=count: "{" + next(left, found[0]) + "}", key)
         tensors.setdefault(text, ["-"] * len(shapes[key]))
-    lines = ["# Replace - by a group's name on every axis that its channels are on; see docs/lwi-fuse.md.", "name: mine"]
+    lines = [
+        "# Replace - by a group's name on every axis that its channels are on; see docs/lwi-fuse.md.",
+        "name: mine",
+    ]
     names = list(architectures)
     lines += [f"match: {{architectures: [{', '.join(names)}]}}"] if names else []
     lines += ["scope: layers", "tensors:"]
