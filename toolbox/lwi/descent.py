@@ -240,7 +240,8 @@ class Descent:
     def divert(self) -> None:
         """The dissimilar phase: each deep group once, shallow to deep, to the assignment of highest cost."""
         for name in self.deep:
-            self.solve(name, self.parts([name]), "dissimilar")
+            if name not in self.state.found:  # a saved state may have it already
+                self.solve(name, self.parts([name]), "dissimilar")
 
 
 def _agreement(parts: Iterable[Part]) -> float:

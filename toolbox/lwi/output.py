@@ -29,13 +29,12 @@ _COMPANIONS = re.compile(
 
 def lazy_tensors(like: Checkpoint, values: Callable[[str], Tensor]) -> dict[str, LazyTensor]:
     """What is written: the keys, types and shapes of ``like``, each tensor made when its turn comes."""
-    return {
-        key: LazyTensor(
-            like.weights.dtype(key), like.shape(key),
-            lambda key=key, kind=like.weights.dtype(key): values(key).to("cpu", kind),
-        )
-        for key in like.names()
-    }  # fmt: skip
+
+    def one(key: str) -> LazyTensor:
+        kind = like.weights.dtype(key)
+        return LazyTensor(kind, like.shape(key), lambda: values(key).to("cpu", kind))
+
+    return {key: one(key) for key in like.names()}
 
 
 def check_space(where: Path, needed: int) -> None:
