@@ -49,7 +49,7 @@ class Options:
     shuffle_seed: int | None = None
     spec: str | None = None
     print_spec: bool = False
-    max_sweeps: int = 100
+    max_sweeps: int | None = None
     verify_limit: float = 2e9
     no_verify: bool = False
     device: str = "auto"

@@ -59,10 +59,17 @@ class Settings:
 
     metric: str = "sqeuclidean"
     matching: str = "coordinate"
-    max_sweeps: int = 100
+    max_sweeps: int | None = None
     seed: int = 0
     solver: Solver = hungarian
     device: str = "cpu"
+
+    @property
+    def most_sweeps(self) -> int:
+        """100, or 10 for costs and solvers without an objective that all groups share: those may cycle."""
+        if self.max_sweeps is not None:
+            return self.max_sweeps
+        return 100 if self.metric == "sqeuclidean" and self.solver is hungarian else 10
 
 
 class Descent:
@@ -145,7 +152,7 @@ class Descent:
                 pair = [part.at(name, old, new) for part in kept]
                 if old == new:
                     before += _agreement(pair)
-                inner[old, new], agreement[old, new] = best_children(pair, children, self.settings.solver)
+                inner[old, new], agreement[old, new] = best_children(pair, children)
         rows = self.settings.solver(-agreement)
         after = float(agreement[rows, np.arange(size)].sum())
         if after - before <= 1e-6 * float(np.abs(agreement).mean()) * size:
@@ -193,7 +200,7 @@ class Descent:
             self._start(names)
             state.current = {"component": names[0], "sweep": 0, "dirty": list(names)}
             save()
-        while state.current["dirty"] and state.current["sweep"] < self.settings.max_sweeps:
+        while state.current["dirty"] and state.current["sweep"] < self.settings.most_sweeps:
             sweep = state.current["sweep"]
             dirty = set(state.current["dirty"])
             order = list(names)
@@ -248,13 +255,11 @@ def _agreement(parts: Iterable[Part]) -> float:
     return sum(float((part.old * part.new).sum(dtype=torch.float64)) for part in parts)
 
 
-def best_children(
-    parts: list[Part], children: list[str], solver: Solver, sweeps: int = 8
-) -> tuple[dict[str, Tensor], float]:
+def best_children(parts: list[Part], children: list[str], sweeps: int = 8) -> tuple[dict[str, Tensor], float]:
     """The permutations of the groups ``children`` that make OLD most like NEW, and the inner product they reach.
 
-    A descent of its own: first each child by the parts that no unsolved child is on, then all parts until nothing
-    moves.
+    A descent of its own, always by exact assignments on inner products: first each child by the parts that no unsolved
+    child is on, then all parts until nothing moves.
     """
     perms: dict[str, Tensor] = {}
 
@@ -271,7 +276,7 @@ def best_children(
         for part in among:
             if child in part.dims:
                 cost.add(aligned(part), child)
-        solved = assign(-cost.products, solver)
+        solved = assign(-cost.products, hungarian)
         before = perms.get(child, torch.arange(size))
         perms[child] = before[solved.step] if solved.better else before
         return solved.better

@@ -151,12 +151,11 @@ def sinkhorn_plan(cost: np.ndarray, tau: float, iterations: int) -> np.ndarray:
 
     log M = -C/tau - f - g, rows and columns normalised in turn in the log domain (Cuturi, NeurIPS 2013).
     """
-    from scipy.special import logsumexp
-
     log_plan = -standardised(cost).T / tau
     for _ in range(iterations):
-        log_plan -= logsumexp(log_plan, axis=0, keepdims=True)
-        log_plan -= logsumexp(log_plan, axis=1, keepdims=True)
+        for axis in (0, 1):
+            largest = log_plan.max(axis, keepdims=True)
+            log_plan -= largest + np.log(np.exp(log_plan - largest).sum(axis, keepdims=True))
     return np.exp(log_plan)
 
 
