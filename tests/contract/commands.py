@@ -6,6 +6,7 @@ A new command joins the suite by its entry here; a test asserts that none is mis
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Case:
     model: bool = True
     seeded: bool = True
     takes_messages: bool = True
+    artefact: bool = False
     empty: int = 0
 
 
@@ -107,6 +109,13 @@ def _evaluate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--forget", "-", "--retain", str(retain), "--max-new-tokens", "3"]
 
 
+def _fuse(tiny: Path, folder: Path) -> list[str]:
+    for name in ("old", "new"):
+        if not (folder / name).exists():
+            shutil.copytree(tiny, folder / name)
+    return ["-", "--root", str(folder), "--out", str(folder / "out"), "--overwrite", "--groups", "ff"]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -128,8 +137,11 @@ CASES = {
              model=False, takes_messages=False),
         Case("lot-eval", ANSWERED, lambda tiny, folder: ["--baseline", "cot", "--bootstrap", "50"], trainer=False,
              sums_up=True, model=False, takes_messages=False),
+        Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
+             stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
+             empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"lot"}
+METHODS = {"lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

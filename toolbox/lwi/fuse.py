@@ -97,8 +97,6 @@ def _check_models(options: Options, call: Invocation, models: Sequence[Checkpoin
     k, normalised = shares(options, inputs.told_k, models[0].tasks)
     if normalised:
         call.reporter.note(f"--weights {options.weights}: divided by their sum")
-    if len(set(inputs.names)) < len(inputs.names) and options.shuffle_seed is None:
-        call.reporter.note("the same model twice: the fusion is that model")
     return k
 
 
@@ -229,8 +227,10 @@ def _report(fusion: Fusion, lines: Sequence[DoneLine]) -> None:
 
 
 def _files(fusion: Fusion, done: DoneLine) -> None:
-    """--report and --plot."""
+    """--report and --plot, and what people should know of the run."""
     options = fusion.options
+    if len({model.name for model in fusion.models}) == 1 and options.shuffle_seed is None:
+        fusion.call.reporter.note("the same model twice: the fusion is that model")
     if options.report is not None:
         with atomic_file(options.report) as handle:
             handle.writelines(msgspec.json.encode(line) + b"\n" for line in (*_lines(fusion), done))
