@@ -16,6 +16,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: help setup demo test test-slow bench lint clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
+.PHONY: lwi-smollm2
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -72,6 +73,9 @@ lot-winocontrol: $(STAMP)  ## the WinoControl grid on a few sentences (DATA=the 
 
 lot-replay: $(STAMP)  ## stored responses of six models, judged (DATA=the file of responses)
 	$(RUN) bash recipes/lot/replay.sh "$(DATA)"
+
+lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
+	$(RUN) bash recipes/lwi/smollm2.sh
 
 clean:  ## remove what demo and bench made
 	rm -rf demo bench/results.jsonl bench/.venv-forgetium

@@ -23,6 +23,7 @@ from bench import (
     bench_chains,
     bench_forgetium,
     bench_lot,
+    bench_lwi,
     bench_models,
     bench_shell,
     bench_training,
@@ -41,6 +42,7 @@ ROOMS = (
     bench_unlearn_steps,
     bench_forgetium,
     bench_lot,
+    bench_lwi,
     bench_chains,
 )
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}

@@ -89,7 +89,7 @@ def _matching() -> Decorator:
         "lwi-fuse tuned unlearned --groups 'ff|kv|qin|vo' --align-only -o tuned-aligned",
     ],
 )
-@click.argument("models", nargs=-1, type=PathType("OLD NEW [MORE...] | -"))
+@click.argument("models", nargs=-1, type=PathType("OLD NEW [MORE...] | -", model=True))
 @groups.record_options()
 @_outputs()
 @_fusing()
