@@ -91,7 +91,7 @@ def language_model(quick: bool) -> Iterator[Figure]:
 
 def shards(quick: bool) -> Iterator[Figure]:
     """Peak memory of fusing two sharded checkpoints, against what one group and two shards take."""
-    layers = 4 if quick else 48
+    layers = 4 if quick else 16
     with tempfile.TemporaryDirectory() as folder:
         one, two = sharded_twins(Path(folder), layers, "40MB")
         words = [one, two, "--groups", "ff|kv|qin|vo", "--verify-limit", "0"]

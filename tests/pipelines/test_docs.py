@@ -48,7 +48,7 @@ def run(script: str, here: Path, tiny: Path) -> None:
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")
-    if "--model unlearned" in script and "--out unlearned" not in script:
+    if " unlearned" in script and "--out unlearned" not in script:
         shutil.copytree(tiny, here / "unlearned")
     env = {**environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5"}
     done = subprocess.run(
