@@ -187,6 +187,33 @@ def test_whole_numbers_are_news_and_batch_norm_moves_with_its_group(tool, nets, 
         assert torch.allclose(found[name], values[name][perm])
 
 
+def test_batch_norm_statistics_are_estimated_anew_by_the_fused_weights(tool, nets, tmp_path):
+    from torch.nn import functional as F
+
+    from toolbox.classify.augment import normalise
+    from toolbox.classify.images import load_images
+    from toolbox.classify.manifest import read_manifest
+    from toolbox.shell.streams import Streams
+
+    rows = [{"image": f"digits:{n}", "label": n % 2} for n in range(300)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [nets("cifar-resnet"), nets("cifar-resnet", 1), "--no-diversion"]
+    done = fused(tool, *words, "--recalibrate", tmp_path / "m.jsonl", "-o", tmp_path / "new")
+    plain = fused(tool, *words, "-o", tmp_path / "plain")
+    assert (done.rows[-1]["recalibrated"], plain.rows[-1]["recalibrated"]) == (True, False)
+    new, old = weights(tmp_path / "new"), weights(tmp_path / "plain")
+    changed = {key for key in new if not torch.equal(new[key], old[key])}
+    assert changed == {key for key in new if key.endswith(("running_mean", "running_var"))}
+    images = load_images(read_manifest(str(tmp_path / "m.jsonl"), Streams(0, 1)), 16)
+    maps = F.conv2d(normalise(images.pixels).double(), new["stem.convolution.weight"].double(), padding=1)
+    halves = [half.transpose(0, 1).flatten(1) for half in maps.tensor_split(2)]
+    for part, wanted in (("mean", [h.mean(1) for h in halves]), ("var", [h.var(1) for h in halves])):
+        torch.testing.assert_close(new[f"stem.norm.running_{part}"], (sum(wanted) / 2).float(), rtol=1e-4, atol=1e-5)
+    bad = fused(tool, nets("vit"), nets("vit", 1), "--recalibrate", "digits", "-o", tmp_path / "v", code=2)
+    assert "has no batch norm" in bad.err
+    assert not (tmp_path / "v").exists()
+
+
 def test_a_stream_carries_weights_and_the_lines_go_to_the_report(tool, nets, tmp_path):
     words = [nets("vit"), nets("vit", 1), "--no-diversion", "--groups", "ff"]
     to_stdout = fused(tool, *words, "-o", "-", "--report", tmp_path / "r.jsonl")

@@ -44,6 +44,8 @@ def _fusing() -> Decorator:
                help="More than two models: fuse one after another, or align all to the first and take one mean (the "
                     "two differ)."),
         option("--align-only", group="Method", is_flag=True, help="Write aligned OLD, without averaging."),
+        option("--recalibrate", group="Method", type=PathType("IMAGES", model=True),
+               help="Estimate batch-norm statistics anew by one pass over these images (manifest, folder or digits)."),
         option("--groups", group="Method", metavar="REGEX",
                help="Only these groups move (default: all, but the residual stream of models with one base)."),
         option("--deep", group="Method", metavar="N|REGEX",

@@ -47,6 +47,7 @@ class Options:
     groups: str | None = None
     align_only: bool = False
     shuffle_seed: int | None = None
+    recalibrate: str | None = None
     spec: str | None = None
     print_spec: bool = False
     max_sweeps: int | None = None
@@ -92,6 +93,10 @@ def check(options: Options, streaming: bool) -> None:
         raise UsageProblem("--soft needs a soft plan", "add --solver sinkhorn")
     if options.soft and options.align_only:
         raise UsageProblem("--soft would not keep OLD's function, which --align-only promises", "leave one out")
+    if options.recalibrate is not None and options.align_only:
+        raise UsageProblem("--recalibrate would change OLD, which --align-only only renumbers", "leave one out")
+    if options.recalibrate == "-":
+        raise UsageProblem("--recalibrate -: name a manifest or a folder", "stdin is for the list of models")
     if options.resume and (streaming or (options.out or "").endswith(".safetensors")):
         raise UsageProblem("--resume continues a directory", "run again: a bare file is written in one go")
     for option, path in (("report", options.report), ("rejects", options.rejects)):

@@ -112,9 +112,17 @@ def _metadata(fusion: Fusion) -> dict[str, str]:
 
 
 def _values(fusion: Fusion, fused: Model) -> Callable[[str], Tensor]:
-    if fusion.options.align_only:
+    """What is written under each key."""
+    options = fusion.options
+    if options.align_only:
         return lambda key: fusion.steps[0].of_original(fusion.models[0], key)
-    return fused.read
+    if options.recalibrate is None:
+        return fused.read
+    from toolbox.lwi.recalibrate import recalibrated
+
+    with fusion.timed("recalibrate"):
+        fresh = recalibrated(fusion.like, fused, options.recalibrate, fusion.call.streams, fusion.call.reporter.note)
+    return lambda key: fresh[key] if key in fresh else fused.read(key)
 
 
 def _lines(fusion: Fusion) -> list[GroupLine]:
@@ -129,7 +137,7 @@ def _done(fusion: Fusion, out: str) -> DoneLine:
         sweeps=max((step.job.state.sweeps for step in fusion.steps), default=0),
         k=[] if options.align_only else [round(k, 6) for k in fusion.k],
         lossy=any(step.soft for step in fusion.steps),
-        recalibrated=False,
+        recalibrated=options.recalibrate is not None,
         verified=fusion.verdict.how,
         verified_max_rel=None if worst is None else float(f"{worst:.2g}"),
         out=os.path.basename(os.path.normpath(out)) if out != "-" else "-",
@@ -154,11 +162,11 @@ def _to_directory(fusion: Fusion) -> None:
         fusion.directory, fusion.fingerprint = out.partial, canonical(metadata)
         fused = fusion.run()
         done = _done(fusion, options.out)
+        tensors = lazy_tensors(fusion.like, _values(fusion, fused))
         writer = JsonlWriter(call.streams, trainer=True)
         for line in _lines(fusion):
             writer.write(line)
         with fusion.timed("write"):
-            tensors = lazy_tensors(fusion.like, _values(fusion, fused))
             write_directory(out.partial, fusion.like, tensors, metadata, options.shard_bytes)
             write_permutations(out.partial, fusion.steps, metadata)
         digests = {model.name: model.weights.sha256() for model in fusion.models}

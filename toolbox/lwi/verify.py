@@ -77,12 +77,22 @@ class Runner:
         return bare_forward(tensors, self.plan, generator)
 
     def _by_class(self, tensors: dict[str, Tensor]) -> Tensor:
-        from transformers import AutoConfig
+        return _run(load_network(self.checkpoint, tensors), self.seed)
 
-        with _plain_errors(self.checkpoint.name):
-            config = AutoConfig.from_pretrained(self.checkpoint.directory, trust_remote_code=False)
-        network = _loaded(self.kind, config, tensors, self.checkpoint.name)
-        return _run(network, self.seed)
+
+def load_network(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Any:
+    """The network of ``checkpoint``'s class and configuration with other weights, fp32, in eval mode.
+
+    Raises: BadData (65) for a class that is not known, or weights that it does not take.
+    """
+    from transformers import AutoConfig
+
+    kind = model_class(checkpoint.config)
+    if kind is None:
+        raise BadData("its network cannot be run here", _UNRUNNABLE, file=checkpoint.name)
+    with _plain_errors(checkpoint.name):
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    return _loaded(kind, config, tensors, checkpoint.name)
 
 
 def _loaded(kind: Any, config: Any, tensors: dict[str, Tensor], name: str) -> Any:
