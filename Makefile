@@ -19,6 +19,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: landscape-demo landscape-lot landscape-verify
 .PHONY: coca-refactor coca-eval
 .PHONY: legit-asia legit-sachs bench-legit
+.PHONY: lwi-smollm2
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -99,6 +100,9 @@ legit-sachs: $(STAMP)  ## the same over measured proteins (DATA=the folder with 
 
 bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command costs
 	$(TEST_ENV) $(BIN)/python bench/run.py --only legit
+
+lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
+	$(RUN) bash recipes/lwi/smollm2.sh
 
 clean:  ## remove what demo and bench made
 	rm -rf demo bench/results.jsonl bench/.venv-* coca

@@ -6,6 +6,7 @@ A new command joins the suite by its entry here; a test asserts that none is mis
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ class Case:
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills the
-    directory ``folder/out`` beside its lines. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
+    directory ``folder/out`` beside its lines. ``artefact``: what it makes is not its lines, so a closed pipe does not
+    stop it. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
     them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
     ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
     Of a trainer ``artefacts`` are files of its output, the weights first; ``full_disk`` is a file size they exceed.
@@ -46,6 +48,7 @@ class Case:
     model: bool = True
     seeded: bool = True
     takes_messages: bool = True
+    artefact: bool = False
     empty: int = 0
     replaces: tuple[str, ...] = ()
     artefacts: tuple[str, ...] = ("model.safetensors", "config.json", "tokenizer.json")
@@ -221,6 +224,13 @@ def _loop(tiny: Path, folder: Path) -> list[str]:
     ]
 
 
+def _fuse(tiny: Path, folder: Path) -> list[str]:
+    for name in ("old", "new"):
+        if not (folder / name).exists():
+            shutil.copytree(tiny, folder / name)
+    return ["-", "--root", str(folder), "--out", str(folder / "out"), "--overwrite", "--groups", "ff"]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -266,8 +276,11 @@ CASES = {
                              {"source": "lung", "target": "either"}, {"source": "either", "target": "xray"}],
              lambda tiny, folder: ["--truth", "asia"], trainer=False, sums_up=True, model=False, seeded=False,
              takes_messages=False, empty=65),
+        Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
+             stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
+             empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"coca", "landscape", "legit", "lot"}
+METHODS = {"coca", "landscape", "legit", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

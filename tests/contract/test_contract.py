@@ -19,6 +19,8 @@ WRITERS = [case for case in ALL if not case.trainer]
 FILTERS = [case for case in WRITERS if not case.sums_up]
 TRAINERS = [case for case in ALL if case.trainer]
 WITH_MODEL = [case for case in ALL if case.model]
+ONLY_LINES = [case for case in WRITERS if not case.artefact]
+MAKERS = [case for case in ALL if case.trainer or case.artefact]
 
 
 def every(cases):
@@ -283,13 +285,13 @@ def into_a_closed_pipe(tool, tiny, folder, case) -> tuple[int, str]:
         return running.wait(), (folder / "err").read_text()
 
 
-@every(WRITERS)
+@every(ONLY_LINES)
 def test_a_closed_pipe_ends_a_command_that_only_writes_lines_silently(tool, tiny, tmp_path, case):
     assert into_a_closed_pipe(tool, tiny, tmp_path, case) == (128 + signal.SIGPIPE, "")
 
 
-@every(TRAINERS)
-def test_a_closed_pipe_is_a_warning_to_a_trainer_which_finishes(tool, tiny, tmp_path, case):
+@every(MAKERS)
+def test_a_closed_pipe_is_a_warning_to_what_makes_something_else_which_finishes(tool, tiny, tmp_path, case):
     code, said = into_a_closed_pipe(tool, tiny, tmp_path, case)
     assert code == 0
     assert said.count("stdout was closed") == 1

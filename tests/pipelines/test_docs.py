@@ -76,7 +76,7 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")
-    if "--model unlearned" in script and "--out unlearned" not in script:
+    if " unlearned" in script and "--out unlearned" not in script:
         shutil.copytree(tiny, here / "unlearned")
     for folder in ("land", "new"):  # scores of paths, as landscape-plot leaves them
         if f"{folder}/" in script and f"--out {folder}" not in script:

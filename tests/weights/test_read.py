@@ -102,6 +102,26 @@ def test_a_tensor_outlives_the_file_and_changing_it_leaves_the_file_alone(tmp_pa
     assert path.read_bytes() == before
 
 
+def test_a_copy_is_the_tensor_without_a_map_of_the_file(tmp_path):
+    tensors = {"a": torch.randn(300, 7), "b": torch.tensor([1, 2**40]), "c": torch.randn(3).bfloat16(),
+               "none": torch.zeros(0, 4), "one": torch.tensor(2.5)}  # fmt: skip
+    save_file(tensors, tmp_path / "w.safetensors")
+    with open_weights(tmp_path / "w.safetensors") as weights:
+        for name, tensor in tensors.items():
+            copied = weights.copy(name)
+            assert copied.dtype == tensor.dtype
+            assert torch.equal(copied, tensor)
+        maps = Path("/proc/self/maps").read_text()
+        assert str(tmp_path) not in maps
+        weights.tensor("a")
+        assert str(tmp_path) in Path("/proc/self/maps").read_text()
+        os.truncate(tmp_path / "w.safetensors", 400)
+        with pytest.raises(BadData, match="is truncated"):
+            weights.copy("a")
+        with pytest.raises(BadData, match="has no tensor 'z'"):
+            weights.copy("z")
+
+
 def test_the_file_that_was_checked_is_the_file_that_is_read(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.zeros(3)}, path)

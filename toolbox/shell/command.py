@@ -182,7 +182,8 @@ def _recipe_value(ctx: click.Context, parameter: click.Parameter, entry: Any, pa
         return BadRecipe(f"{path}:{entry.line}: `{entry.key}`: {what}", f"see {ctx.command.name} --help")
 
     kind = parameter.type
-    if isinstance(entry.value, list) and not parameter.multiple:
+    many = parameter.multiple or parameter.nargs == -1
+    if isinstance(entry.value, list) and not many:
         raise bad("one value is expected, not a list")
     values, words = (entry.value, entry.text) if isinstance(entry.value, list) else ([entry.value], [entry.text])
     is_flag = isinstance(parameter, click.Option) and parameter.is_flag
@@ -195,14 +196,14 @@ def _recipe_value(ctx: click.Context, parameter: click.Parameter, entry: Any, pa
             raise bad(f"expected {kind.name}, got {json.dumps(item)}")
     if not isinstance(kind, Number) and not is_flag:
         values = words  # as written: 007 is three characters where text is expected
-    value = values if parameter.multiple else values[0]
+    value = values if many else values[0]
     try:
         parameter.type_cast_value(ctx, value)
     except click.BadParameter as error:
         raise bad(error.message) from None
     if isinstance(kind, PathType):
         values = [kind.absolute(item, os.path.dirname(path) or ".") for item in values]
-    return values if parameter.multiple else values[0]
+    return values if many else values[0]
 
 
 def command(

@@ -63,6 +63,21 @@ class _File:
         except SafetensorError as error:
             raise BadData(f"tensor {name!r}: {error}", "copy or download it again", file=self.name) from None
 
+    def copy(self, name: str) -> torch.Tensor:
+        import torch
+
+        entry = self.header.entries[name]
+        values = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+        view = memoryview(values.numpy())
+        start = PREFIX_BYTES + self.header.header_bytes + entry.begin
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.descriptor, [view[done:]], start + done)
+            if count == 0:
+                raise wrong_length(self.header.data_bytes, entry.begin + done, self.name)
+            done += count
+        return values.view(torch_dtype(entry.dtype)).reshape(entry.shape)
+
     def close(self) -> None:
         self._reader = None
         if self.descriptor >= 0:
@@ -123,6 +138,15 @@ class Weights:
         """Read one tensor. Raises: BadData (65) when the weights have none of that name."""
         self._entry(name)
         return self._home[name].tensor(name)
+
+    def copy(self, name: str) -> torch.Tensor:
+        """Read one tensor into memory of its own, which is free again with it.
+
+        The pages of a map count as this process's memory until the file is closed: who streams through a checkpoint
+        larger than memory reads copies. Raises: as ``tensor``; BadData (65) when the file has become shorter.
+        """
+        self._entry(name)
+        return self._home[name].copy(name)
 
     def lazy(self) -> dict[str, LazyTensor]:
         """All tensors as the writer takes them: each is read when it is written."""
