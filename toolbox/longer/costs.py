@@ -1,8 +1,8 @@
 """What LONGER costs: floating-point operations, parameters and cache bytes, by formula.
 
 One multiply-add counts as 2 FLOPs; a matrix product of (a, b) by (b, c) is 2abc. Feed-forward networks are four times
-as wide as their block. Symbols: L events of width d, merged K at a time into L' = ⌈L/K⌉ tokens of width D = Kd, of which
-k are queries; m user-side global tokens; N self layers behind the cross layer; R candidates of one request.
+as wide as their block. Symbols: L events of width d, merged K at a time into L' = ⌈L/K⌉ tokens of width D = Kd, k of
+them queries; m user-side global tokens; N self layers behind the cross layer; R candidates of one request.
 
 Source: Chai et al., "LONGER" (arXiv 2505.04421), section 3.2 for plain and merged layers; the rest follows from the
 same counting.

@@ -1,4 +1,4 @@
-"""The whole model: tables, event and candidate vectors, a sequence module, the head. Built from a plain configuration."""
+"""The whole model: tables, event and candidate vectors, a sequence module, the head; built from a configuration."""
 
 from __future__ import annotations
 
@@ -188,5 +188,3 @@ def _sequence(config: Config, recompute: str) -> Any:
 def as_json(config: Config) -> dict[str, Any]:
     """The configuration as it is written to ``config.json``."""
     return msgspec.to_builtins(config)
-
-

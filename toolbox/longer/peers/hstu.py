@@ -51,7 +51,7 @@ class Hstu(nn.Module):
         self.target = nn.Linear(2 * dim, dim)
 
     def prefill(self, history: History) -> Cache:
-        """``k0``, ``v0`` .. of every layer (B, L + m, d), ``seen`` (B, L + m), ``age`` (B, L + m) before the request."""
+        """``k0``, ``v0`` .. of every layer (B, L + m, d); ``seen`` and ``age`` before the request, both (B, L + m)."""
         x, age = history.events, history.delta
         valid = history.valid if history.valid is not None else x.new_ones(x.shape[:2], dtype=torch.bool)
         if self.uid is not None:
