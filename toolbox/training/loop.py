@@ -36,14 +36,18 @@ _SAVE_SHARE = 20.0
 _SAME_WISH = 1.0
 """Seconds in which a second signal counts as the first one's echo."""
 AUTO_TOKENS = 1024
-"""With ``micro_batch="auto"``: padded tokens of one backward pass."""
+"""With ``micro_batch="auto"``: padded tokens of one backward pass, unless the settings say otherwise."""
 
 Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to step: schedule, clipping, splitting, saving, evaluating."""
+    """How to step: schedule, clipping, splitting, saving, evaluating.
+
+    ``auto_length``: with ``micro_batch="auto"``, the most that the padded lengths of one backward pass add up to.
+    ``evaluate_start``: whether the model is evaluated before the first step.
+    """
 
     lr: float
     warmup: float = 0.0
@@ -52,6 +56,8 @@ class LoopSettings:
     micro_batch: int | str = "auto"
     eval_every: int | str = "epoch"
     save_every: int | str = "auto"
+    auto_length: int = AUTO_TOKENS
+    evaluate_start: bool = True
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: float, schedule: str) -> float:
@@ -158,7 +164,7 @@ class Loop:
         """
         with self._signals():
             self.objective.start(self.ground)
-            if self.step == 0 and self.evaluate is not None:
+            if self.step == 0 and self.evaluate is not None and self.settings.evaluate_start:
                 yield self._evaluation()
                 self.start_metrics = self.metrics
             while self.step < self.plan.steps and self.stopped == "epochs":
@@ -231,7 +237,7 @@ class Loop:
             [lengths[row] for row in rows],
             self.accelerator.num_processes,
             most,
-            AUTO_TOKENS if wanted == "auto" else None,
+            self.settings.auto_length if wanted == "auto" else None,
         )
         mine = shares[self.accelerator.process_index]
         for number, places in enumerate(mine):
