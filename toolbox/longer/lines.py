@@ -96,3 +96,87 @@ class Scored(msgspec.Struct, kw_only=True):
 
 REQUESTS: tuple[type[msgspec.Struct], ...] = (Request,)
 SCORED: tuple[type[msgspec.Struct], ...] = (Scored,)
+
+
+class Figures(msgspec.Struct, kw_only=True):
+    """How a split was ranked; None where the data do not determine a figure."""
+
+    n: int
+    positives: int
+    auc: float | None
+    logloss: float
+    gauc: float | None
+    coverage: dict[str, float] | None
+
+
+class TrainPlan(msgspec.Struct, tag="plan", tag_field="event"):
+    """``--dry-run``: what the run would read and cost."""
+
+    command: str
+    settings: dict[str, Any]
+    requests: int
+    labels: int
+    steps: int
+    parameters: dict[str, Any]
+
+
+class TrainStart(msgspec.Struct, tag="start", tag_field="event"):
+    """First event: settings in force and counts."""
+
+    command: str
+    settings: dict[str, Any]
+    requests: int
+    labels: int
+    parameters: dict[str, int]
+    steps: int
+    processes: int
+
+
+class TrainStep(msgspec.Struct, tag="step", tag_field="event"):
+    """One step: its labels, history events, mean loss, learning rate of the dense part, speed."""
+
+    step: int
+    epoch: int
+    lr: float
+    loss: float
+    labels: int
+    tokens: int
+    grad_norm: float
+    seconds: float
+    labels_per_s: float
+    tokens_per_s: float
+
+
+class TrainEval(msgspec.Struct, tag="eval", tag_field="event"):
+    """The validation split after ``step`` steps."""
+
+    step: int
+    sets: dict[str, Figures]
+    seconds: float
+
+
+class TrainResume(msgspec.Struct, tag="resume", tag_field="event"):
+    """The run goes on behind this step."""
+
+    step: int
+
+
+class TrainDone(msgspec.Struct, tag="done", tag_field="event"):
+    """Last event: both splits, what the model is made of, what a label costs (training, FLOPs), peak memory."""
+
+    model: str
+    steps: int
+    stopped: str
+    labels: int
+    valid: Figures
+    test: Figures
+    params: dict[str, int]
+    flops_per_label: float | None
+    seed: int
+    seconds: float
+    peak_mem_mb: float
+
+
+TRAINED: tuple[type[msgspec.Struct], ...] = (
+    TrainPlan, TrainStart, TrainResume, TrainStep, TrainEval, TrainDone,
+)  # fmt: skip

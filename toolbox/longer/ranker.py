@@ -14,6 +14,8 @@ from toolbox.longer.features import EventEncoder, Head
 from toolbox.longer.method import Cache, History, Longer
 from toolbox.longer.tables import DenseTables
 
+TOKENS = ("longer", "transformer", "hstu")
+"""Architectures in which the user is a token of the sequence; for the others its vector is part of the context."""
 ARCHITECTURES = ("longer", "transformer", "hstu", "din", "sumpool", "base")
 
 
@@ -108,7 +110,7 @@ class Ranker(nn.Module):
         uses = {"item": ("item", batch.item)}
         uses |= {f"side {name}": (name, batch.sides[name]) for name in self.config.side}
         uses |= {f"side {name}": (f"event.{name}", batch.sides[name]) for name in self.config.event_side}
-        if self.config.uid:
+        if self.config.uid and self.config.arch in TOKENS:
             uses["user"] = ("user", batch.user)
         found = self.tables.look_up(uses)
         uid = found.pop("user", None)
@@ -127,6 +129,8 @@ class Ranker(nn.Module):
         found = self.tables.look_up(uses)
         bias = found.pop("bias").squeeze(-1)
         context = [vector for use, vector in found.items() if use.startswith("context ")]
+        if self.config.uid and self.config.arch not in TOKENS:
+            context.append(self.tables.look_up({"user": ("user", batch.user)})["user"])
         target = sum(vector for use, vector in found.items() if not use.startswith("context "))
         assert isinstance(target, Tensor)
         around = sum(context)[:, None].expand_as(target) if context else torch.zeros_like(target)
