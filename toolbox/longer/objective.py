@@ -47,7 +47,8 @@ class ClickObjective(Objective):
 
     def loss(self, model: nn.Module, one: Pass, batch: Batch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
         """-(1/N) Σ y ln p + (1 - y) ln(1 - p), from logits in fp32."""
-        assert batch.labels is not None and batch.labelled is not None
+        assert batch.labels is not None
+        assert batch.labelled is not None
         logits = model(batch).float()
         losses = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
         total = losses.masked_fill(~batch.labelled, 0.0).sum()
@@ -66,8 +67,8 @@ class ClickObjective(Objective):
 class EarlyStop:
     """``--early-stop``: ends a run whose validation figure has not improved for ``patience`` evaluations.
 
-    Has the face of a stop condition (``met``); the best parameters are kept to be handed out. Its state travels with the
-    objective's, so that a resumed run stops where the uninterrupted one does.
+    Has the face of a stop condition (``met``); the best parameters are kept to be handed out. Its state goes with
+    the objective's, so that a resumed run stops where the uninterrupted one does.
     """
 
     needs_evaluation = True

@@ -121,7 +121,7 @@ def _check_torchrec(options: Options) -> None:
             raise UsageProblem("--torchrec-kernel needs --embedding torchrec", None)
         return
     if options.precision == "fp16":
-        raise UsageProblem("fp16 with --embedding torchrec: its optimiser runs inside backward, before scaling is undone",
+        raise UsageProblem("fp16 with --embedding torchrec: its optimiser runs before scaling is undone",
                            "use --precision bf16")  # fmt: skip
     if options.micro_batch not in ("auto", options.batch_requests):
         raise UsageProblem("--micro-batch with --embedding torchrec: its optimiser runs at every backward",

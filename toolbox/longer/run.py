@@ -300,7 +300,7 @@ class _Run:
         from toolbox.longer.judge import judged
         from toolbox.longer.plan import flops_per_label
 
-        test = _requests(self.options, self.config, "test")
+        held_out = _requests(self.options, self.config, "test")
         train = loop.objective.requests
         judge = partial(judged, self.accelerator, model)
         steps = [event for event in events if event["event"] == "step"]
@@ -311,7 +311,7 @@ class _Run:
             "stopped": loop.stopped if early is None else f"{loop.stopped}; step {early.step} is kept",
             "labels": sum(event["labels"] for event in steps),
             "valid": judge(valid),
-            "test": judge(test),
+            "test": judge(held_out),
             "params": start["parameters"],
             "flops_per_label": flops_per_label(self.config, float(train.length.mean()), float(train.candidates.mean())),
             "seed": self.options.seed,
