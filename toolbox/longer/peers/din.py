@@ -37,9 +37,9 @@ class Din(nn.Module):
         x, target = cache["x"], candidates[..., : self.output_width]
         _, of_target, difference, product = self.first.weight.chunk(4, 1)
         from_target = nn.functional.linear(target, of_target - difference)
-        # W(x ⊙ t) = (W diag t) x
-        mixed = torch.einsum("bld,brd,hd->brlh", x, target.to(x.dtype), product.to(x.dtype))
-        hidden = self.act1(mixed + cache["own"][:, None] + from_target[:, :, None])
+        # W(x ⊙ t) = (W diag t) x, one matrix a candidate instead of one vector a (candidate, event)
+        mixed = x[:, None] @ (target[:, :, None] * product).to(x.dtype).transpose(-1, -2)
+        hidden = self.act1(mixed + (cache["own"][:, None] + from_target[:, :, None]))
         weight = self.third(self.act2(self.second(hidden)))
         # Padded events are zero vectors: whatever their weight, they add nothing.
         return (weight.to(x.dtype).transpose(-1, -2) @ x[:, None]).squeeze(-2) / torch.sqrt(cache["n"] + 1)[:, None]
