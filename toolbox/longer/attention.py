@@ -58,9 +58,10 @@ def attend_recent(query: Tensor, key: Tensor, value: Tensor, flex: bool = False)
     rows, keys = query.shape[-2], key.shape[-2]
     if rows == keys:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    if flex:
+    if flex or not query.is_cuda:
         mask = causal_rows(torch.arange(keys - rows, keys, device=key.device), keys)[None]
-        return _flex(query, key, value, mask)
+        return _flex(query, key, value, mask) if flex else attend(query, key, value, mask)
+    # Fused kernels know this mask by name. On a CPU it would be made dense anyway, and importing it takes seconds.
     from torch.nn.attention.bias import causal_lower_right
 
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=causal_lower_right(rows, keys))

@@ -187,8 +187,8 @@ def read_items(name: str, streams: Streams, features: Sequence[str]) -> dict[str
         rows = reader(handle, name) if kind == "jsonl" else _table(handle, name, kind, reading, reader, ItemRow.needs)
         for record in rows:
             try:
-                values = {one: _plain(record.data.get(one), one) for one in features}
-                item = _identifier(record.data["item"], "item")
+                values = {one: feature_value(record.data.get(one), one) for one in features}
+                item = identifier(record.data["item"], "item")
             except ValueError as problem:
                 raise record.bad(str(problem)) from None
             if item is not None:
@@ -210,10 +210,10 @@ class _Taker:
 
     def __call__(self, data: Mapping[str, Any]) -> None:
         log, more = self.log, {one.new: one.of(data) for one in self.reading.comparisons}
-        ts = _whole(data["ts"], self.reading.ts_scale)
-        label = _label(more.get("label", data.get("label")))
-        values = {name: _plain(more.get(name, data.get(name)), name) for name in log.features}
-        user, item, request = (_identifier(data.get(key), key) for key in ("user", "item", "request"))
+        ts = whole_time(data["ts"], self.reading.ts_scale)
+        label = label_value(more.get("label", data.get("label")))
+        values = {name: feature_value(more.get(name, data.get(name)), name) for name in log.features}
+        user, item, request = (identifier(data.get(key), key) for key in ("user", "item", "request"))
         if user is None or item is None:
             raise ValueError(f"`{'user' if user is None else 'item'}` is empty")
         # Nothing is appended before everything has been checked: columns stay of one length.
@@ -228,7 +228,8 @@ class _Taker:
                 self.found.add(name)
 
 
-def _identifier(value: Any, name: str) -> str | None:
+def identifier(value: Any, name: str) -> str | None:
+    """A user, item or request as text, None where it is empty; ValueError for anything but text and whole numbers."""
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -236,7 +237,8 @@ def _identifier(value: Any, name: str) -> str | None:
     return str(value)
 
 
-def _whole(value: Any, scale: float) -> int:
+def whole_time(value: Any, scale: float) -> int:
+    """A time as a whole number after scaling; ValueError (``what; advice``) where it is none."""
     if isinstance(value, str):  # from a table
         try:
             value = int(value)
@@ -256,7 +258,8 @@ def _whole(value: Any, scale: float) -> int:
     return int(value)
 
 
-def _label(value: Any) -> int:
+def label_value(value: Any) -> int:
+    """1, 0, or -1 for none; ValueError for anything else."""
     if value is None or value == "":
         return -1
     try:
@@ -270,7 +273,8 @@ def _label(value: Any) -> int:
     return int(number)
 
 
-def _plain(value: Any, name: str) -> str | None:
+def feature_value(value: Any, name: str) -> str | None:
+    """A feature as text, None where it is empty; a list counts by its first value."""
     if isinstance(value, list):  # a multi-valued feature counts by its first value
         value = value[0] if value else None
     if value is None or value == "":
