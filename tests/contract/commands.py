@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.longer.logs import TINY, events, shared_folder
+
 PEOPLE = [
     {
         "id": f"p{i}",
@@ -31,7 +33,8 @@ class Case:
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``model``: it loads one (and so
     has ``--model``, ``-j`` and what goes with them). ``seeded``: its seed shows in the output of the ``stochastic``
-    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
+    run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in. ``fed``: its
+    rows come through stdin. ``makes``: it is no trainer and yet writes ``folder/out``.
     """
 
     name: str
@@ -44,6 +47,13 @@ class Case:
     seeded: bool = True
     takes_messages: bool = True
     empty: int = 0
+    fed: bool = True
+    makes: bool = False
+
+    @property
+    def again(self) -> list[str]:
+        """What a second run into the same folder needs."""
+        return ["--overwrite"] if self.trainer or self.makes else []
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -107,6 +117,28 @@ def _evaluate(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(tiny), "--forget", "-", "--retain", str(retain), "--max-new-tokens", "3"]
 
 
+LOG = events()
+REQUESTS = [
+    {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
+     "candidates": ["i1", {"item": "i2", "cat": "c0"}, "new"][: 1 + i % 3], "extra": {"big": 2**70, "x": [i, None]}}
+    for i in range(7)
+]  # fmt: skip
+SCORED = [
+    {"user": f"u{i % 5}", "labels": [1, 0, i % 2], "scores": [0.9 - i / 20, 0.2 + i / 20, 0.5], "hist_len": 30 * i}
+    for i in range(10)
+]
+
+
+def _longer_train(tiny: Path, folder: Path) -> list[str]:
+    sizes = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    data = str(shared_folder() / "data")
+    return [data, "--out", str(folder / "out"), *sizes, "--dim", "16", "--batch-requests", "16", "--eval-every", "2"]
+
+
+def _longer_score(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(shared_folder() / "run"), "--data", str(shared_folder() / "data")]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -128,8 +160,14 @@ CASES = {
              model=False, takes_messages=False),
         Case("lot-eval", ANSWERED, lambda tiny, folder: ["--baseline", "cot", "--bootstrap", "50"], trainer=False,
              sums_up=True, model=False, takes_messages=False),
+        Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
+             sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, makes=True),
+        Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False),
+        Case("longer-score", REQUESTS, _longer_score, trainer=False, model=False, seeded=False, takes_messages=False),
+        Case("longer-eval", SCORED, lambda tiny, folder: [], trainer=False, stochastic=("--bootstrap", "20"),
+             sums_up=True, model=False, takes_messages=False, empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"lot"}
+METHODS = {"lot", "longer"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

@@ -180,3 +180,50 @@ class TrainDone(msgspec.Struct, tag="done", tag_field="event"):
 TRAINED: tuple[type[msgspec.Struct], ...] = (
     TrainPlan, TrainStart, TrainResume, TrainStep, TrainEval, TrainDone,
 )  # fmt: skip
+
+
+class ScoredRequest(msgspec.Struct, kw_only=True):
+    """A request with its scores and labels, as longer-score writes it."""
+
+    needs: ClassVar[tuple[str, ...]] = ("labels", "scores")
+    labels: list[int | float | bool]
+    scores: Annotated[list[float], msgspec.Meta(description="probabilities")]
+    user: Name | None = None
+    hist_len: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class ScoredRow(msgspec.Struct, kw_only=True):
+    """One scored candidate."""
+
+    needs: ClassVar[tuple[str, ...]] = ("label", "score")
+    label: int | float | bool
+    score: Annotated[float, msgspec.Meta(description="a probability")]
+    user: Name | None = None
+    request: Name | None = None
+    hist_len: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Judged(msgspec.Struct, kw_only=True):
+    """The figures of all rows; null where the data do not determine one."""
+
+    n: int
+    positives: int
+    auc: float | None
+    logloss: float
+    gauc: float | None
+    avg_auc: float | None
+    coverage: Annotated[
+        dict[str, float] | None, msgspec.Meta(description="shares of rows and of groups that GAUC is over")
+    ]
+    calibration: Annotated[float | None, msgspec.Meta(description="mean score over share of positives")]
+    ece10: float
+    by_length: list[dict[str, float | None]]
+    notes: list[str]
+    auc_ci: list[float] | None = None
+    difference: Annotated[
+        dict[str, Any] | None, msgspec.Meta(description="these figures minus those of --compare, paired intervals")
+    ] = None
+
+
+SCORED_ROWS: tuple[type[msgspec.Struct], ...] = (ScoredRequest, ScoredRow)
+JUDGED: tuple[type[msgspec.Struct], ...] = (Judged,)

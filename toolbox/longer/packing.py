@@ -47,8 +47,9 @@ class Packed:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The manifest without the hashes of files."""
-        return {key: value for key, value in msgspec.to_builtins(self.manifest).items() if key != "files"}
+        """The manifest without hashes of inputs and files."""
+        whole = msgspec.to_builtins(self.manifest)
+        return {key: value for key, value in whole.items() if key not in ("files", "inputs")}
 
     def write(self, directory: Path) -> None:
         """Write everything below ``directory``, the manifest last."""
