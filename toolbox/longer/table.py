@@ -68,7 +68,7 @@ def draw(runs: dict[str, dict[int, list[dict[str, Any]]]], path: str) -> None:
                 [min(v) for v in values],
                 [max(v) for v in values],
                 n=len(values[0]),
-            )  # fmt: skip
+            )
         )
     curves([Panel("Same labels", "test AUC", series)], xlabel="thousand labels", band="range over seeds", path=path)
 
