@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import (
     bench_chains,
     bench_forgetium,
+    bench_longer,
     bench_lot,
     bench_models,
     bench_shell,
@@ -41,6 +42,7 @@ ROOMS = (
     bench_unlearn_steps,
     bench_forgetium,
     bench_lot,
+    bench_longer,
     bench_chains,
 )
 BENCHES: dict[str, Bench] = {name: bench for room in ROOMS for name, bench in room.BENCHES.items()}
