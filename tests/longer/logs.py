@@ -53,8 +53,8 @@ def tiny_model(directory: Path, data: Path, seed: int = 0, **options) -> Path:
     from toolbox.longer.dataset import read_manifest
     from toolbox.longer.files import save_model
     from toolbox.longer.options import Options, choose
+    from toolbox.longer.parts import make_config
     from toolbox.longer.ranker import Ranker
-    from toolbox.longer.run import make_config
 
     chosen = Options(data=str(data), out=str(directory), **{**TINY, **options})
     manifest = read_manifest(data)

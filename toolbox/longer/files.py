@@ -65,8 +65,11 @@ def load_into(model: Ranker, directory: Path, *, grow: bool = False) -> None:
     import torch
 
     own = dict(model.named_parameters())
+    filled = _load_shards(own, directory)
     with open_weights(directory) as weights, torch.no_grad():
         for name, parameter in own.items():
+            if name in filled:
+                continue
             if name not in weights:
                 raise BadData(f"has no tensor {name!r}", "is it the same architecture?", file=weights.where)
             found = weights.tensor(name)
@@ -78,3 +81,37 @@ def load_into(model: Ranker, directory: Path, *, grow: bool = False) -> None:
                 shapes = f"{tuple(found.shape)}, not {tuple(parameter.shape)}"
                 raise BadData(f"tensor {name!r} has shape {shapes}", "give the same sizes", file=weights.where)
             parameter.copy_(found)
+
+
+def table_files(directory: Path) -> list[Path]:
+    """The files of sharded tables, all of them; empty where the tables are plain. BadData (65) where one is missing."""
+    found = sorted(directory.glob("tables-*-of-*.safetensors"))
+    if found:
+        world = found[0].stem.rpartition("-")[2]
+        whole = [directory / f"tables-{rank:05d}-of-{world}.safetensors" for rank in range(int(world))]
+        if found != whole:
+            raise BadData(f"{len(found)} of {int(world)} table files", "copy the whole directory", file=str(directory))
+    return found
+
+
+def _load_shards(own: Mapping[str, Any], directory: Path) -> set[str]:
+    """Fill tables from the rows that each process of the run has written; the names of what was filled."""
+    import torch
+
+    filled: dict[str, int] = {}
+    for path in table_files(directory):
+        with open_weights(path) as weights, torch.no_grad():
+            offsets = msgspec.json.decode(weights.metadata.get("offsets", "{}"), type=dict[str, int])
+            for name in weights.names():
+                rows, first = weights.tensor(name), offsets.get(name.split(".")[1], -1)
+                table = own.get(name)
+                if table is None or first < 0 or first + len(rows) > len(table) or rows.shape[1:] != table.shape[1:]:
+                    raise BadData(f"tensor {name!r} fits no table", "is it the right model?", file=str(path))
+                table[first : first + len(rows)].copy_(rows)
+                filled[name] = filled.get(name, 0) + len(rows)
+    for name, rows in filled.items():
+        if rows != len(own[name]):
+            raise BadData(
+                f"{rows} of {len(own[name])} rows of {name!r}", "copy the whole directory", file=str(directory)
+            )
+    return set(filled)

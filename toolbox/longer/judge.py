@@ -39,15 +39,18 @@ def split_scores(accelerator: Accelerator, model: Ranker, requests: Requests) ->
     mine: list[np.ndarray] = []
     model.eval()
     with torch.no_grad(), accelerator.autocast():
-        for pieces in batches(requests, model.config.arch)[rank::world]:
-            batch = requests.batch(pieces)
+        groups = batches(requests, model.config.arch)
+        for place in range(rank, -(-len(groups) // world) * world, world):
+            # Sharded tables are looked up by all processes together: one without a group of its own takes part.
+            batch = requests.batch(groups[place] if place < len(groups) else groups[0][:1])
             assert batch.labelled is not None
             logits = model(batch.to(accelerator.device)).float().cpu()
-            mine.append(torch.sigmoid(logits)[batch.labelled].numpy())
+            if place < len(groups):
+                mine.append(torch.sigmoid(logits)[batch.labelled].numpy())
     payload = np.concatenate(mine).tobytes() if mine else b""
     for number, part in enumerate(gather_bytes(accelerator, payload)):
         values, at = np.frombuffer(part, np.float32), 0
-        for pieces in batches(requests, model.config.arch)[number::world]:
+        for pieces in groups[number::world]:
             for piece in pieces:
                 begin, end = int(requests.first[piece]), int(requests.first[piece + 1])
                 scores[begin:end] = values[at : at + end - begin]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from toolbox.longer.data import Requests
 from toolbox.longer.ranker import Batch
 from toolbox.training.objective import Objective, Pass
+from toolbox.training.windows import Window
 
 AUTO_LENGTH = 1 << 15
 """History events of one backward pass, in the unit of ``cost``: some hundreds of MiB of activations at d = 32."""
@@ -28,10 +29,25 @@ def cost(arch: str, length: int, candidates: int) -> int:
 class ClickObjective(Objective):
     """Mean BCE over the labels of the global window; a row of the loop is a piece of a request."""
 
-    def __init__(self, requests: Requests, arch: str) -> None:
-        self.requests = requests
+    def __init__(self, requests: Requests, arch: str, tables: Any = None, push_rate: Any = None) -> None:
+        """``tables``: TorchRec's, whose shards are states of this process; ``push_rate`` hands them their rate."""
+        self.requests, self.tables, self.push_rate = requests, tables, push_rate
         pairs = zip(requests.length.tolist(), requests.candidates.tolist(), strict=True)
         self._cost = [1 + cost(arch, length, candidates) for length, candidates in pairs]
+
+    def before_window(self, window: Window) -> None:
+        """Their optimiser runs inside backward: it must know its rate before."""
+        if self.push_rate is not None:
+            self.push_rate()
+
+    def state(self) -> dict[str, Tensor]:
+        """The shards of this process."""
+        return {} if self.tables is None else self.tables.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take them back."""
+        if self.tables is not None:
+            self.tables.load_state(state)
 
     def length(self, stream: str, row: int) -> int:
         """Cost of a piece."""

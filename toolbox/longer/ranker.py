@@ -95,58 +95,77 @@ class Ranker(nn.Module):
         self.head = Head(config.dim, self.net.output_width, config.positive_rate)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, R), one history pass for all candidates of a request."""
-        return self.candidate_logits(self.user_side(batch), batch)
+        """Logits (B, R), one history pass for all candidates of a request, all tables looked up at once."""
+        vectors = self.tables.look_up({**self._history_uses(batch), **self._candidate_uses(batch)})
+        candidates, bias = self._candidates(vectors, batch)
+        return self._logits(self._cache(vectors, batch), candidates, bias)
 
     def user_side(self, batch: Batch) -> Cache:
         """What all candidates of a request share."""
-        if self.events is None:
-            return {}
-        return self.net.prefill(self.history(batch))
-
-    def history(self, batch: Batch) -> History:
-        """Event vectors x_e and the user's."""
-        assert self.events is not None
-        uses = {"item": ("item", batch.item)}
-        uses |= {f"side {name}": (name, batch.sides[name]) for name in self.config.side}
-        uses |= {f"side {name}": (f"event.{name}", batch.sides[name]) for name in self.config.event_side}
-        if self.config.uid and self.config.arch in TOKENS:
-            uses["user"] = ("user", batch.user)
-        found = self.tables.look_up(uses)
-        uid = found.pop("user", None)
-        return History(self.events(sum(found.values()), batch.delta), batch.valid, batch.delta, uid)
+        return self._cache(self.tables.look_up(self._history_uses(batch)), batch)
 
     def candidate_logits(self, cache: Cache, batch: Batch) -> Tensor:
         """Logits (B, R) of candidates against a cache."""
-        vectors, bias = self.candidate_vectors(batch)
-        return self.head(self.net.score(cache, vectors), vectors, bias)
+        return self._logits(cache, *self._candidates(self.tables.look_up(self._candidate_uses(batch)), batch))
 
-    def candidate_vectors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """[t_v ; c_r] (B, R, 2d) and the item bias b_v (B, R)."""
-        uses = {"item": ("item", batch.candidate), "bias": ("item_bias", batch.candidate)}
-        uses |= {f"side {name}": (name, batch.candidate_sides[name]) for name in self.config.side}
+    def _logits(self, cache: Cache, candidates: Tensor, bias: Tensor) -> Tensor:
+        return self.head(self.net.score(cache, candidates), candidates, bias)
+
+    def _history_uses(self, batch: Batch) -> dict[str, tuple[str, Tensor]]:
+        if self.events is None:
+            return {}
+        uses = {"past item": ("item", batch.item)}
+        uses |= {f"past {name}": (name, batch.sides[name]) for name in self.config.side}
+        uses |= {f"past event.{name}": (f"event.{name}", batch.sides[name]) for name in self.config.event_side}
+        if self.config.uid and self.config.arch in TOKENS:
+            uses["user token"] = ("user", batch.user)
+        return uses
+
+    def _candidate_uses(self, batch: Batch) -> dict[str, tuple[str, Tensor]]:
+        uses = {"target item": ("item", batch.candidate), "bias": ("item_bias", batch.candidate)}
+        uses |= {f"target {name}": (name, batch.candidate_sides[name]) for name in self.config.side}
         uses |= {f"context {name}": (f"context.{name}", batch.context[name]) for name in self.config.context}
-        found = self.tables.look_up(uses)
-        bias = found.pop("bias").squeeze(-1)
-        context = [vector for use, vector in found.items() if use.startswith("context ")]
         if self.config.uid and self.config.arch not in TOKENS:
-            context.append(self.tables.look_up({"user": ("user", batch.user)})["user"])
-        target = sum(vector for use, vector in found.items() if not use.startswith("context "))
-        assert isinstance(target, Tensor)
-        around = sum(context)[:, None].expand_as(target) if context else torch.zeros_like(target)
-        return torch.cat((target, around), -1), bias
+            uses["context user"] = ("user", batch.user)
+        return uses
+
+    def _cache(self, vectors: Mapping[str, Tensor], batch: Batch) -> Cache:
+        return {} if self.events is None else self.net.prefill(self._history(vectors, batch))
+
+    def _history(self, vectors: Mapping[str, Tensor], batch: Batch) -> History:
+        """Event vectors x_e and the user's."""
+        assert self.events is not None
+        summed = _total(vectors, "past ")
+        return History(self.events(summed, batch.delta), batch.valid, batch.delta, vectors.get("user token"))
+
+    def _candidates(self, vectors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """[t_v ; c_r] (B, R, 2d) and the item bias b_v (B, R)."""
+        target = _total(vectors, "target ")
+        around = torch.zeros_like(target)
+        if any(use.startswith("context ") for use in vectors):
+            around = _total(vectors, "context ")[:, None].expand_as(target)
+        return torch.cat((target, around), -1), vectors["bias"].squeeze(-1)
 
     def joint_logits(self, batch: Batch) -> Tensor:
         """Logits (B, R) without any sharing: each candidate with its whole history by the plain path."""
-        vectors, bias = self.candidate_vectors(batch)
+        vectors, bias = self._candidates(self.tables.look_up(self._candidate_uses(batch)), batch)
         columns = []
         for column in range(batch.candidate.shape[1]):
             one = vectors[:, column]
             if isinstance(self.net, Longer):
-                columns.append(self.net.forward_joint(self.history(batch), one))
+                past = self._history(self.tables.look_up(self._history_uses(batch)), batch)
+                columns.append(self.net.forward_joint(past, one))
             else:
                 columns.append(self.net.score(self.user_side(batch), one[:, None])[:, 0])
         return self.head(torch.stack(columns, 1), vectors, bias)
+
+
+def _total(vectors: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """The sum of the vectors whose use begins so."""
+    first, *rest = [vector for use, vector in vectors.items() if use.startswith(prefix)]
+    for vector in rest:
+        first = first + vector
+    return first
 
 
 def table_sizes(config: Config) -> tuple[dict[str, int], dict[str, int]]:

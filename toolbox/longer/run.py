@@ -17,6 +17,7 @@ import msgspec
 
 from toolbox.longer.dataset import Manifest, read_manifest
 from toolbox.longer.options import FREE_ON_RESUME, Choices, Options, check, choose
+from toolbox.longer.parts import make_config, make_optimizers, stored_name
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
@@ -113,21 +114,6 @@ def _free() -> set[str]:
     return {name.replace("_", "-") for name in FREE_ON_RESUME}
 
 
-def make_config(options: Options, manifest: Manifest, choices: Choices) -> Config:
-    """The model's configuration."""
-    from toolbox.longer.ranker import Config
-
-    return Config(
-        arch=options.arch, dim=options.dim, max_len=choices.max_len,
-        merge=options.merge if options.arch == "longer" else 1, inner_layers=options.inner_layers,
-        queries=choices.queries, query_strategy=options.query_strategy, layers=options.layers, heads=choices.heads,
-        cls=choices.cls, uid=choices.uid, readout=options.readout, time_delta=options.time_delta,
-        position=options.position, dropout=options.dropout, attention=choices.attention,
-        positive_rate=manifest.positive_rate["train"], vocabulary=manifest.vocabulary, side=tuple(manifest.side),
-        event_side=tuple(manifest.event_side), context=tuple(manifest.context), schema=manifest.schema,
-    )  # fmt: skip
-
-
 def _requests(options: Options, config: Config, split: str) -> Requests:
     from toolbox.longer.data import Dataset, Shape
 
@@ -206,12 +192,24 @@ class _Run:
 
     # -- building -----------------------------------------------------------------------------------------------------
     def _model(self) -> Ranker:
+        import torch
+
         from toolbox.longer.files import load_into
         from toolbox.longer.ranker import Ranker, table_sizes
         from toolbox.longer.tables import DenseTables
 
-        sparse = self.accelerator.num_processes == 1 and self.options.optimizer == "adamw"
-        tables = DenseTables(*table_sizes(self.config), sparse=sparse)
+        sizes = table_sizes(self.config)
+        if self.options.embedding == "torchrec":
+            from toolbox.longer.sharded import ShardedTables
+
+            tables: Any = ShardedTables(
+                *sizes, kernel=self.options.torchrec_kernel, lr=self.options.emb_lr, eps=1e-8, seed=self.options.seed,
+                device=self.accelerator.device,
+            )  # fmt: skip
+            torch.manual_seed(self.options.seed)  # planning shards may draw, and not alike in one process and in two
+        else:
+            sparse = self.accelerator.num_processes == 1 and self.options.optimizer == "adamw"
+            tables = DenseTables(*sizes, sparse=sparse)
         model = Ranker(self.config, tables=tables, recompute=self.options.recompute)
         if self.options.init_from is not None:
             load_into(model, Path(self.options.init_from), grow=True)
@@ -227,7 +225,17 @@ class _Run:
         optimizers = make_optimizers(model, options)
         prepared, *optimizers = self.accelerator.prepare(model, *optimizers)
         early = None
+        sharded = model.tables if options.embedding == "torchrec" else None
         objective = ClickObjective(train, self.config.arch)
+        if sharded is not None:
+            scale = options.emb_lr / options.lr
+            rate = optimizers[0].param_groups[0]
+            objective = ClickObjective(
+                train,
+                self.config.arch,
+                sharded,
+                lambda: sharded.push_rate(rate["lr"] * scale),  # type: ignore[operator]
+            )
         if options.early_stop is not None:
             early = EarlyStop(options.early_stop, options.patience, model)
             objective = StoppingObjective(train, self.config.arch, early)
@@ -242,21 +250,24 @@ class _Run:
             self.accelerator, prepared, objective, optimizers, _plan(options, train), settings, clipped=dense,
             evaluate=evaluate, stop_when=early,  # type: ignore[arg-type]
             state_dir=Path(self.brief.partial) if self.brief.partial and options.save_every != 0 else None,
-            fingerprint=self.brief.fingerprint,
+            fingerprint=self.brief.fingerprint, each_rank=sharded is not None,
         )  # fmt: skip
         if self.brief.state is not None:
             loop.resume(Path(self.brief.state))
         return loop, early
 
     def _start(self, model: Ranker, train: Requests, loop: Any) -> dict[str, Any]:
-        tables = sum(p.numel() for p in model.tables.parameters())
+        from toolbox.longer.ranker import table_sizes
+
+        rows, widths = table_sizes(self.config)
+        dense = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("tables."))
         return {
             "event": "start",
             "command": self.call.command,
             "settings": self.call.settings,
             "requests": len(train),
             "labels": int(train.candidates.sum()),
-            "parameters": {"dense": sum(p.numel() for p in model.parameters()) - tables, "tables": tables},
+            "parameters": {"dense": dense, "tables": sum(rows[name] * widths[name] for name in rows)},
             "steps": loop.plan.steps,
             "processes": self.accelerator.num_processes,
         }
@@ -318,6 +329,12 @@ class _Run:
             "seconds": round(sum(event.get("seconds", 0.0) for event in events), 3),
             "peak_mem_mb": _peak_mib(self.accelerator),
         }
+        if self.options.embedding == "torchrec":
+            from toolbox.longer.sharded import save_shards
+
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            save_shards(Path(str(self.brief.partial)), model.tables, *place, {"format": "pt"})  # type: ignore[arg-type]
+            self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             assert self.out is not None
             self._write(model, done, events, start)
@@ -342,7 +359,7 @@ class _Run:
         assert self.out is not None
         inputs = {"data": self.manifest.schema, **self.manifest.inputs}
         metadata = header(self.call.command, self.options.deciding(), self.options.seed, inputs)
-        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        tensors = {stored_name(name, self.config): one.detach() for name, one in model.named_parameters()}
         save_model(self.out.partial, self.config, tensors, metadata, Path(self.options.data))
         record = {
             "command": self.call.command,
@@ -365,30 +382,6 @@ class _Run:
             self.call.reporter.note(f"{self.options.out} is finished; nothing to do")
             self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
             self.writer.close()
-
-
-def make_optimizers(model: Ranker, options: Options) -> list[Any]:
-    """AdamW for the dense part, weight decay on its linear maps only; row-wise Adagrad for the tables.
-
-    ``sgd``: plain SGD for both, whose steps do not magnify rounding.
-    """
-    import torch
-    from torch import nn
-
-    from toolbox.longer.tables import RowwiseAdagrad
-
-    tables = list(model.tables.parameters())
-    maps = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
-    groups = [
-        {"params": [p for p in dense if id(p) in maps], "weight_decay": options.weight_decay},
-        {"params": [p for p in dense if id(p) not in maps], "weight_decay": 0.0},
-    ]
-    table_group = [{"params": tables, "scale": options.emb_lr / options.lr}]
-    if options.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=options.lr), torch.optim.SGD(table_group, lr=options.emb_lr)]
-    adam = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    return [adam, RowwiseAdagrad(table_group, lr=options.emb_lr)]
 
 
 def _peak_mib(accelerator: Accelerator) -> float:

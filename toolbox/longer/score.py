@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from toolbox.longer.dataset import Manifest
+from toolbox.longer.dataset import Manifest, schema_hash
 from toolbox.longer.files import load_model, read_config
 from toolbox.longer.lines import REQUESTS
 from toolbox.longer.method import Cache
@@ -103,10 +103,15 @@ def _data_of(directory: Path) -> Manifest:
 
 
 def _weights_hash(directory: Path) -> str:
+    from toolbox.longer.files import table_files
     from toolbox.weights.read import open_weights
 
     with open_weights(directory) as weights:
-        return weights.sha256()
+        parts = [weights.sha256()]
+    for path in table_files(directory):
+        with open_weights(path) as weights:
+            parts.append(weights.sha256())
+    return parts[0] if len(parts) == 1 else schema_hash(parts)
 
 
 class _Source:
