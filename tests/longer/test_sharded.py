@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.slow
 
 SIZES = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 ROWS, WIDTHS = {"item": 50, "user": 20, "item_bias": 50}, {"item": 8, "user": 8, "item_bias": 1}
+
+
+def with_packages() -> dict[str, str]:
+    """The test environment, and wherever this process finds torchrec."""
+    own = environment()
+    return {**own, "PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def test_twenty_steps_equal_plain_tables_and_the_rate_reaches_the_kernel():
@@ -57,7 +64,7 @@ def test_two_processes_give_what_one_gives_and_their_files_are_read_together(tmp
         done = subprocess.run(
             [sys.executable, ROOT / "bin/longer-train", shared_folder() / "data", *SIZES, "--out", out, "--embedding",
              "torchrec", "--epochs", "50", "--batch-requests", "6", *more],
-            env=environment(), capture_output=True, text=True,
+            env=with_packages(), capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
