@@ -104,7 +104,7 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(tool, tmp_path):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_gives(tmp_path, optimizer):
     """Sparse gradients of one process, dense ones through DDP: equal tables and losses on the same global batches."""
     found = []
