@@ -20,6 +20,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: coca-refactor coca-eval
 .PHONY: legit-asia legit-sachs bench-legit
 .PHONY: lwi-smollm2
+.PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -104,5 +105,21 @@ bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command 
 lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
 	$(RUN) bash recipes/lwi/smollm2.sh
 
+
+longer-ml100k: $(STAMP)  ## MovieLens-100K: prepare, train, score, judge (needs recbole, for its data)
+	$(RUN) bash recipes/longer/ml-100k.sh
+
+REPO ?= .
+longer-git: $(STAMP)  ## who touches which file next, learned from the log of a repository (REPO=this one)
+	$(RUN) bash recipes/longer/git.sh "$(REPO)"
+
+longer-table: $(STAMP)  ## every ranker on the same labels (DATA=assist2017.jsonl.gz; hours)
+	$(RUN) bash recipes/longer/table.sh "$(DATA)"
+
+# The metadata of torchrec asks for the CUDA build of fbgemm and for an old torchmetrics: so by hand, without them.
+setup-torchrec: $(STAMP)  ## sharded embedding tables on a CPU, to try longer-train --embedding torchrec
+	$(PIP) --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict pyre-extensions torchmetrics lightning-utilities \
+		typing-inspect mypy-extensions cloudpickle orjson pyvers importlib_metadata zipp
+
 clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl bench/.venv-* coca
+	rm -rf demo bench/results.jsonl bench/.venv-* coca build

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.longer.logs import TINY, events, shared_folder
+
 PEOPLE = [
     {
         "id": f"p{i}",
@@ -30,9 +32,9 @@ class Case:
     """One command: ``good`` rows for its stdin and the arguments of a short run on the tiny model.
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
-    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fills``: it fills the
-    directory ``folder/out`` beside its lines. ``artefact``: what it makes is not its lines, so a closed pipe does not
-    stop it. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
+    ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fed``: its rows come through
+    stdin. ``fills``: it is no trainer and yet fills the directory ``folder/out``. ``artefact``: what it makes is not its
+    lines, so a closed pipe does not stop it. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
     them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
     ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
     Of a trainer ``artefacts`` are files of its output, the weights first; ``full_disk`` is a file size they exceed.
@@ -53,6 +55,12 @@ class Case:
     replaces: tuple[str, ...] = ()
     artefacts: tuple[str, ...] = ("model.safetensors", "config.json", "tokenizer.json")
     full_disk: int = 60_000
+    fed: bool = True
+
+    @property
+    def again(self) -> list[str]:
+        """What a second run into the same folder needs."""
+        return ["--overwrite"] if self.trainer or self.fills else []
 
 
 def _tune(tiny: Path, folder: Path) -> list[str]:
@@ -231,6 +239,28 @@ def _fuse(tiny: Path, folder: Path) -> list[str]:
     return ["-", "--root", str(folder), "--out", str(folder / "out"), "--overwrite", "--groups", "ff"]
 
 
+LOG = events()
+REQUESTS = [
+    {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
+     "candidates": ["i1", {"item": "i2", "cat": "c0"}, "new"][: 1 + i % 3], "extra": {"big": 2**70, "x": [i, None]}}
+    for i in range(7)
+]  # fmt: skip
+SCORED = [
+    {"user": f"u{i % 5}", "labels": [1, 0, i % 2], "scores": [0.9 - i / 20, 0.2 + i / 20, 0.5], "hist_len": 30 * i}
+    for i in range(10)
+]
+
+
+def _longer_train(tiny: Path, folder: Path) -> list[str]:
+    sizes = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    data = str(shared_folder() / "data")
+    return [data, "--out", str(folder / "out"), *sizes, "--dim", "16", "--batch-requests", "16", "--eval-every", "2"]
+
+
+def _longer_score(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(shared_folder() / "run"), "--data", str(shared_folder() / "data")]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -279,8 +309,15 @@ CASES = {
         Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
              stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
              empty=65),
+        Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
+             sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, fills=True),
+        Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
+             artefacts=("model.safetensors", "config.json")),
+        Case("longer-score", REQUESTS, _longer_score, trainer=False, model=False, seeded=False, takes_messages=False),
+        Case("longer-eval", SCORED, lambda tiny, folder: [], trainer=False, stochastic=("--bootstrap", "20"),
+             sums_up=True, model=False, takes_messages=False, empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"coca", "landscape", "legit", "lot", "lwi"}
+METHODS = {"coca", "landscape", "legit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

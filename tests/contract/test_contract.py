@@ -18,6 +18,7 @@ ALL = sorted(CASES.values(), key=lambda case: case.name)
 WRITERS = [case for case in ALL if not case.trainer]
 FILTERS = [case for case in WRITERS if not case.sums_up]
 TRAINERS = [case for case in ALL if case.trainer]
+FED = [case for case in ALL if case.fed]
 WITH_MODEL = [case for case in ALL if case.model]
 ONLY_LINES = [case for case in WRITERS if not case.artefact]
 MAKERS = [case for case in ALL if case.trainer or case.artefact]
@@ -27,8 +28,11 @@ def every(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-def without_timings(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+TIMINGS = {"seconds", "labels_per_s", "tokens_per_s", "peak_mem_mb"}
+
+
+def without_timings(rows: list[dict], more: set[str] = frozenset()) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in TIMINGS | more} for row in rows]
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_stdout_is_pure_jsonl_and_stderr_is_for_people(go, case):
     assert done.code == 0, done.err
     assert done.rows
     assert "Traceback" not in done.err
-    quiet = go(case, "--quiet", *(["--overwrite"] if case.trainer or case.fills else []))
+    quiet = go(case, "--quiet", *case.again)
     assert quiet.code == 0
     assert all("warning: " in line for line in quiet.err.splitlines())
 
@@ -82,10 +86,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(go, case, tm
         one, two, three = ((tmp_path / x / "out" / name).read_bytes() for x in "abc")
         assert one == two, name
         assert (one != three) == (name == case.artefacts[0]), name
-    strip = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "settings", "model")} for row in run.rows]
-        for run in (first, again)
-    ]
+    strip = [without_timings(run.rows, {"settings", "model"}) for run in (first, again)]
     assert strip[0] == strip[1]
 
 
@@ -113,7 +114,7 @@ def test_a_dry_run_writes_a_plan_and_nothing_else(go, case, tmp_path):
     assert not (tmp_path / "out.partial").exists()
 
 
-@every(ALL)
+@every(FED)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -146,7 +147,7 @@ def test_bad_data_is_one_line_with_its_place_and_code_65(go, case, text, says):
     assert done.seconds < 5
 
 
-@every(ALL)
+@every(FED)
 def test_the_bad_line_is_named_and_can_be_skipped_and_kept(go, case, tmp_path):
     bad = b'{"x": 1}\n'
     text = lines(case.good[:2]) + bad + b"\n" + lines(case.good[2:])
@@ -163,7 +164,7 @@ def test_the_bad_line_is_named_and_can_be_skipped_and_kept(go, case, tmp_path):
         assert skipped.out == clean.out
 
 
-@every(ALL)
+@every(FED)
 def test_input_may_be_an_array_gzip_zstd_crlf_or_carry_a_bom(go, case, tmp_path):
     import gzip
 
@@ -263,7 +264,7 @@ def test_rows_leave_in_order_with_all_their_fields(go, case):
         assert set(before) <= set(after)
 
 
-@every(ALL)
+@every(FED)
 def test_no_rows_in_no_rows_out(go, case):
     for nothing in (b"", b"\n\n"):
         done = go(case, stdin=nothing)

@@ -99,6 +99,7 @@ def test_every_recipe_fits_its_command(path: Path):
     name = re.match(r"# (\S+) ", first)
     assert name is not None, f"{path}: the first line is the command that runs it"
     command = load(name[1])
-    needed = [text for one in command.params if one.required for text in (one.opts[0], "x")]
+    required = [one for one in command.params if one.required]
+    needed = [text for one in required for text in ((one.opts[0], "x") if one.param_type_name == "option" else ("x",))]
     with command.make_context(name[1], needed) as context:
         command.load_recipe(context, str(path))

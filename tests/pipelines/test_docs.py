@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.commands import ASIA, CASES, METHODS, SOLVED
+from tests.longer.logs import events, shared_folder
 from tests.server import ROOT, environment
 from tests.tiny import tiny_model_dir
 
@@ -65,6 +66,19 @@ def here(tmp_path, tiny) -> Path:
     return tmp_path
 
 
+def longer_files(here: Path, script: str) -> None:
+    """A log, and what the block does not make itself: a dataset, a model, scored requests."""
+    folder = shared_folder()
+    rows = [{**row, "rating": 5 if row.pop("label") else 2} for row in events()]
+    (here / "log.jsonl").write_text(lines(rows))
+    for name in ("data", "run"):
+        if f"--out {name}" not in script:
+            shutil.copytree(folder / name, here / name)
+    scored = [{"user": f"u{i % 3}", "labels": [1, 0], "scores": [0.5 + i / 50, 0.4]} for i in range(9)]
+    for name in ("scored", "other"):
+        (here / f"{name}.jsonl").write_text(lines(scored))
+
+
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """Run with the tiny model as the default one; what makes ``tuned`` or ``land`` finds no such directory yet.
 
@@ -73,6 +87,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """
     if "jq" in script and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
+    if "longer-" in script:
+        longer_files(here, script)
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -177,3 +177,54 @@ def test_an_evaluation_that_is_not_finite_stops_the_run():
     loop.evaluate = evaluate
     with pytest.raises(TryAgain, match="behind step 0: the prob of a watched row"):
         list(loop.run())
+
+
+def test_the_rate_of_a_step_is_set_before_its_passes():
+    """An optimiser that runs inside backward needs it then."""
+    loop, _, objective = build(lr=0.1)
+    loop.settings = replace(loop.settings, schedule="linear")
+    seen = []
+    objective.before_window = lambda window: seen.append([o.param_groups[0]["lr"] for o in loop.optimizers])
+    rates = [event["lr"] for event in loop.run()]
+    assert len(set(rates)) == loop.plan.steps
+    assert seen == [[pytest.approx(rate), pytest.approx(rate / 2)] for rate in rates]
+
+
+def test_the_model_need_not_be_evaluated_before_the_first_step():
+    for start in (True, False):
+        loop, _, _ = build()
+        loop.settings = replace(loop.settings, evaluate_start=start, eval_every=4)
+        loop.evaluate = lambda: {"set": {"n": 1, "loss": 1.0}}
+        found = [event["step"] for event in loop.run() if event["event"] == "eval"]
+        assert found == ([0, 4, 6] if start else [4, 6])
+
+
+def test_how_much_a_pass_may_hold_is_a_setting():
+    counts = {}
+    for most in (13, 10_000):
+        loop, _, objective = build()
+        loop.settings = replace(loop.settings, auto_length=most)
+        calls = []
+        whole = objective.batch
+        objective.batch = lambda one, rows, calls=calls, whole=whole: calls.append(len(rows)) or whole(one, rows)
+        next(iter(loop.run()))
+        counts[most] = len(calls)
+    assert counts[10_000] == 2  # one a pass
+    assert counts[13] > 4
+
+
+def test_ranks_that_hold_different_things_save_each_its_own(tmp_path):
+    loop, _, objective = build()
+    objective.state = lambda: {"mine": torch.ones(2)}
+    again = Loop(
+        loop.accelerator, loop.model, objective, loop.optimizers, loop.plan, loop.settings, state_dir=tmp_path,
+        each_rank=True,
+    )  # fmt: skip
+    events = again.run()
+    next(events)
+    again.save()
+    found = []
+    objective.load_state = found.append
+    again.resume(tmp_path / "step-000001")
+    assert torch.equal(found[0]["mine"], torch.ones(2))
+    assert [path.name for path in (tmp_path / "step-000001").glob("rank-*")] == ["rank-0000.safetensors"]

@@ -25,6 +25,7 @@ from toolbox.shell.errors import AlreadyReported, BadData, UsageProblem
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
 from toolbox.shell.records import Row
 from toolbox.shell.streams import JsonlWriter, process_rank
+from toolbox.training.journal import EVENTS_FILE, Journal
 from toolbox.training.language import (
     PROCESSES,
     WEIGHTS,
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 
     from toolbox.models.chat import Chat, Encoded
     from toolbox.models.token_loss import TokenLoss
-
-EVENTS_FILE = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -323,32 +322,26 @@ class _Run:
     def _run_loop(self, loop: Any, start: dict[str, Any]) -> list[dict[str, Any]]:
         """Drive the loop; events go to stdout, to the events file and to trackers."""
         events: list[dict[str, Any]] = []
-        log = None
-        leader = self.accelerator.is_main_process
+        journal = None
         if self.options.tracker:
             self.accelerator.init_trackers(self.call.command, {k: str(v) for k, v in self.call.settings.items()})
-        if leader:
-            path = Path(str(self.brief.partial)) / EVENTS_FILE
+        if self.accelerator.is_main_process:
+            journal = Journal(self.writer, Path(str(self.brief.partial)) / EVENTS_FILE, loop.step)
+            events = journal.events
             if loop.step:
-                events = _kept_events(path, loop.step)
-                self.writer.write({"event": "resume", "step": loop.step})
                 self.reporter.note(f"goes on behind step {loop.step}")
-            with atomic_file(path) as handle:
-                handle.writelines(msgspec.json.encode(event) + b"\n" for event in events)
-            log = path.open("ab")
         try:
             with self.reporter.progress("step", loop.plan.steps) as bar:
                 bar.advance(loop.step)
                 for event in chain([] if events else [start], loop.run()):
-                    events.append(event)
-                    if log is not None:
-                        self.writer.write({key: value for key, value in event.items() if key != "log"})
-                        log.write(msgspec.json.encode(event) + b"\n")
-                        log.flush()
+                    if journal is not None:
+                        journal.write(event)
+                    else:
+                        events.append(event)
                     self._follow(event, bar)
         finally:
-            if log is not None:
-                log.close()
+            if journal is not None:
+                journal.close()
         if self.options.tracker:
             self.accelerator.end_training()
         return events
@@ -459,17 +452,3 @@ def earlier_runs(source: ModelSource) -> list[dict[str, Any]]:
     """The chain of runs that made the model ``source``, oldest first; empty for a model that none of ours made."""
     record = run_record(source)
     return record.get("chain", []) if record else []
-
-
-def _kept_events(path: Path, step: int) -> list[dict[str, Any]]:
-    """Events of the interrupted part up to ``step``; a torn last line and later events are dropped."""
-    kept = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            event = msgspec.json.decode(line)
-        except msgspec.MsgspecError:
-            break
-        if event.get("step", 0) > step:
-            break
-        kept.append(event)
-    return kept

@@ -36,14 +36,18 @@ _SAVE_SHARE = 20.0
 _SAME_WISH = 1.0
 """Seconds in which a second signal counts as the first one's echo."""
 AUTO_TOKENS = 1024
-"""With ``micro_batch="auto"``: padded tokens of one backward pass."""
+"""With ``micro_batch="auto"``: padded tokens of one backward pass, unless the settings say otherwise."""
 
 Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to step: schedule, clipping, splitting, saving, evaluating."""
+    """How to step: schedule, clipping, splitting, saving, evaluating.
+
+    ``auto_length``: with ``micro_batch="auto"``, the most that the padded lengths of one backward pass add up to.
+    ``evaluate_start``: whether the model is evaluated before the first step.
+    """
 
     lr: float
     warmup: float = 0.0
@@ -52,6 +56,8 @@ class LoopSettings:
     micro_batch: int | str = "auto"
     eval_every: int | str = "epoch"
     save_every: int | str = "auto"
+    auto_length: int = AUTO_TOKENS
+    evaluate_start: bool = True
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: float, schedule: str) -> float:
@@ -83,6 +89,7 @@ class Loop:
         clipped: parameters inside the gradient-norm clip (default: all trained ones).
         evaluate: gives ``{set: {"n", "es", "prob"}}``; called on every rank.
         state_dir: where states are saved; None saves nothing.
+        each_rank: whether ranks hold different things, so that each saves its own also where no parameter is sharded.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Loop:
         stop_when: StopWhen | None = None,
         state_dir: Path | None = None,
         fingerprint: dict[str, Any] | None = None,
+        each_rank: bool = False,
     ) -> None:
         self.accelerator, self.model, self.objective = accelerator, model, objective
         self.optimizers, self.plan, self.settings = list(optimizers), plan, settings
@@ -109,6 +117,7 @@ class Loop:
         self.parameters = list(named.values())
         self.clipped = list(clipped) if clipped is not None else self.parameters
         self.sharded = any(hasattr(p, "to_local") for p in self.parameters)
+        self.apart = self.sharded or each_rank
         self.ground = Ground(accelerator, model, named, self.sharded)
         self.tensors = TrainingTensors(named, [getattr(o, "optimizer", o) for o in self.optimizers])
         self.step = 0
@@ -125,7 +134,7 @@ class Loop:
     def resume(self, path: Path) -> None:
         """Continue behind the state in ``path`` (its fingerprint has been checked)."""
         state = read_state(path)
-        self.objective.load_state(self.tensors.restore(load_tensors(path, self.accelerator, self.sharded)))
+        self.objective.load_state(self.tensors.restore(load_tensors(path, self.accelerator, self.apart)))
         self.step = self._saved = state.step
         self.start_metrics = state.memory.get("start", {})
         self.metrics = state.memory.get("metrics", {})
@@ -145,7 +154,7 @@ class Loop:
             "stopped": self.stopped,
         }
         state = RunState(1, self.step, self.fingerprint, memory)
-        save_state(self.state_dir, state, self.tensors.collect(self.objective.state()), self.accelerator, self.sharded)
+        save_state(self.state_dir, state, self.tensors.collect(self.objective.state()), self.accelerator, self.apart)
         self._last_save = time.monotonic()
         self._save_cost = self._last_save - began
         self._saved = self.step
@@ -158,7 +167,7 @@ class Loop:
         """
         with self._signals():
             self.objective.start(self.ground)
-            if self.step == 0 and self.evaluate is not None:
+            if self.step == 0 and self.evaluate is not None and self.settings.evaluate_start:
                 yield self._evaluation()
                 self.start_metrics = self.metrics
             while self.step < self.plan.steps and self.stopped == "epochs":
@@ -181,6 +190,11 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         divisors: dict[str, float] = {}
+        # Before the passes: an optimiser that runs inside backward needs its rate then.
+        lr = learning_rate(window.step, self.plan.steps, self.settings.lr, self.settings.warmup, self.settings.schedule)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("scale", 1.0)
         self.model.train()
         self.objective.before_window(window)
         try:
@@ -196,10 +210,7 @@ class Loop:
         norm = self._clip()
         if not (math.isfinite(report["loss"]) and math.isfinite(norm)):
             self._give_up(window.step, f"loss {report['loss']:g}, gradient norm {norm:g}: not finite")
-        lr = learning_rate(window.step, self.plan.steps, self.settings.lr, self.settings.warmup, self.settings.schedule)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("scale", 1.0)
             optimizer.step()
         try:
             more = self.objective.after_step(self.optimizers)
@@ -231,7 +242,7 @@ class Loop:
             [lengths[row] for row in rows],
             self.accelerator.num_processes,
             most,
-            AUTO_TOKENS if wanted == "auto" else None,
+            self.settings.auto_length if wanted == "auto" else None,
         )
         mine = shares[self.accelerator.process_index]
         for number, places in enumerate(mine):
