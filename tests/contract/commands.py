@@ -33,9 +33,9 @@ class Case:
 
     ``arguments(tiny, folder)`` may write further inputs below ``folder``; a trainer's output goes to ``folder/out``.
     ``sums_up``: its lines are about the rows as a whole, where a filter's are the rows. ``fed``: its rows come through
-    stdin. ``fills``: it is no trainer and yet fills the directory ``folder/out``. ``artefact``: what it makes is not its
-    lines, so a closed pipe does not stop it. ``model``: it loads one (and has ``--model``, ``-j`` and what goes with
-    them). ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
+    stdin. ``fills``: it is no trainer and yet fills the directory ``folder/out``. ``artefact``: what it makes is not
+    its lines, so a closed pipe does not stop it. ``model``: it loads one (and has ``--model``, ``-j`` and so on).
+    ``replaces``: fields of a row that it writes anew. ``seeded``: its seed shows in the output of the
     ``stochastic`` run. ``takes_messages``: rows may be conversations. ``empty``: its exit status when no row comes in.
     Of a trainer ``artefacts`` are files of its output, the weights first; ``full_disk`` is a file size they exceed.
     """
