@@ -40,7 +40,6 @@ NETS = {
     "vit": lambda: _hf("ViTForImageClassification", "ViTConfig", **_VIT),
     "deit": lambda: _hf("DeiTForImageClassification", "DeiTConfig", **_VIT),
     "llama": lambda: _hf("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True, **_LLAMA),
-    "mistral": lambda: _hf("MistralForCausalLM", "MistralConfig", **_LLAMA),
     "qwen2": lambda: _hf("Qwen2ForCausalLM", "Qwen2Config", **{k: v for k, v in _LLAMA.items() if k != "head_dim"}),
     "qwen3": lambda: _hf("Qwen3ForCausalLM", "Qwen3Config", **_LLAMA),
     "gpt2": lambda: _hf("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=32,

@@ -88,7 +88,6 @@ def _matching() -> Decorator:
     examples=[
         "lwi-fuse tuned unlearned --k 0.5 -o fused | jq -c 'select(.event==\"group\") | {group, mode, moved}'",
         "lwi-fuse tuned tuned --shuffle-seed 1 --groups . --no-diversion -o back | tail -n 1",
-        "lwi-fuse tuned unlearned --groups 'ff|kv|qin|vo' --align-only -o tuned-aligned",
     ],
 )
 @click.argument("models", nargs=-1, type=PathType("OLD NEW [MORE...] | -", model=True))
