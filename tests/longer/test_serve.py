@@ -57,11 +57,11 @@ def test_the_cache_changes_no_score(tmp_path, arch, strategy, layers, dtype):
     model_dir = tiny_model(tmp_path / "run", data, arch=arch, layers=layers, globals_="cls,uid", **sizes)
     config = read_config(model_dir)
     reader = Reader(model_dir, config, _data_of(model_dir), data)
-    options = Options(file="-", model=str(model_dir), cache_dtype=dtype, check=True)
+    options = Options(file="-", model=str(model_dir), cache_dtype=dtype)
     server = Server(options, load_model(model_dir), "m")
-    plain = Server(dataclasses.replace(options, kv_cache=False, check=False), server.model, "m")
+    plain = Server(dataclasses.replace(options, kv_cache=False), server.model, "m")
     some = [next(iter(reader.of_split("test")))]
-    for count in (1, 7, 256):
+    for count in (1, 7, 256 if arch == "longer" else 40):
         one = dataclasses.replace(
             some[0], candidate=torch.randint(1, 9, (count,)).numpy(), names=[None] * count,
             candidate_sides={"cat": torch.randint(1, 4, (count,)).numpy()},
@@ -71,10 +71,8 @@ def test_the_cache_changes_no_score(tmp_path, arch, strategy, layers, dtype):
         assert slow["cache"] == "off"
         tolerance = 1e-5 if dtype == "fp32" else 5e-3
         assert first["scores"] == pytest.approx(slow["scores"], abs=tolerance)
-        if arch != "base" and count == 256:
+        if arch != "base" and count > 7:
             assert max(first["scores"]) - min(first["scores"]) > 0.05  # scores that could not differ prove nothing
-    assert server.checked == 6
-    assert server.worst <= tolerance
 
 
 def test_cached_tensors_do_not_depend_on_the_candidate():
@@ -130,7 +128,7 @@ def test_batches_of_requests_and_of_candidates_change_nothing(score):
             assert two["scores"] == pytest.approx(one, abs=1e-5)
 
 
-def test_an_entry_is_used_only_where_model_user_history_and_time_agree(score, tmp_path):
+def test_an_entry_is_used_only_where_model_user_history_and_time_agree(score, tool, tmp_path):
     row = requests(1)[0]
     others = [{**row, "user": "u3"}, {**row, "ts": row["ts"] + 1}, {**row, "history": []}, row]
     others.append({**row, "candidates": ["i1"]})
@@ -142,12 +140,9 @@ def test_an_entry_is_used_only_where_model_user_history_and_time_agree(score, tm
     assert again[0]["scores"] == first[0]["scores"]
     folder = shared_folder()
     other = tiny_model(tmp_path / "other", folder / "data", seed=1)
-    refused = subprocess.run(
-        [sys.executable, ROOT / "bin/longer-score", "--model", other, "--cache-load", kept],
-        input=lines([row]), env=environment(), capture_output=True,
-    )  # fmt: skip
-    assert refused.returncode == 65
-    assert b"is the cache of another model" in refused.stderr
+    refused = tool("longer-score", "--model", other, "--cache-load", kept, stdin=lines([row]))
+    assert refused.code == 65
+    assert "is the cache of another model" in refused.err
 
 
 def test_the_check_finds_a_cache_that_lies(tmp_path):
