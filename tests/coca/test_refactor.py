@@ -432,9 +432,11 @@ def test_what_does_not_fit_together_is_said_at_once(words, says):
     from toolbox.commands.coca_refactor import check, main
     from toolbox.shell.errors import UsageProblem
 
-    with main.make_context("coca-refactor", list(words)) as context, pytest.raises(UsageProblem) as caught:
-        house = ("print_recipe", "num_processes", "accelerate", "debug", "dry_run", "quiet")
-        check({name: value for name, value in context.params.items() if name not in house})
+    house = ("print_recipe", "num_processes", "accelerate", "debug", "dry_run", "quiet")
+    with main.make_context("coca-refactor", list(words)) as context:
+        values = {name: value for name, value in context.params.items() if name not in house}
+        with pytest.raises(UsageProblem) as caught:
+            check(values)
     assert says in str(caught.value)
 
 
