@@ -192,10 +192,13 @@ def test_a_file_appears_whole_and_its_log_goes(remote, tmp_path):
 
 
 def faulty(seen: Seen, state: dict) -> Answer:
-    """30 % errors, 5 % that hang beyond the timeout, 5 % cut JSON, 10 % without tags; by the request, twice at most."""
+    """30 % errors, 5 % that hang beyond the timeout, 5 % cut JSON, 10 % without tags. Every fourth try of a request gets
+    through: eight failures in a row would be two minutes of patience."""
     request = asked_about(seen)
     tries = state[request] = state.get(request, 0) + 1
     draw = int(hashlib.sha256(f"{request}{tries}".encode()).hexdigest(), 16) % 100
+    if tries % 4 == 0:
+        return teach(seen)
     if draw < 30:
         return Answer({"error": "busy"}, 429 if draw < 15 else 500, {"Retry-After": "0"} if draw < 15 else {})
     if draw < 35:
