@@ -192,10 +192,13 @@ def test_a_file_appears_whole_and_its_log_goes(remote, tmp_path):
 
 
 def faulty(seen: Seen, state: dict) -> Answer:
-    """30 % errors, 5 % that hang beyond the timeout, 5 % cut JSON, 10 % without tags; by the request, twice at most."""
+    """30 % errors, 5 % that hang beyond the timeout, 5 % cut JSON, 10 % without tags. Every fourth try of a request gets
+    through: eight failures in a row would be two minutes of patience."""
     request = asked_about(seen)
     tries = state[request] = state.get(request, 0) + 1
     draw = int(hashlib.sha256(f"{request}{tries}".encode()).hexdigest(), 16) % 100
+    if tries % 4 == 0:
+        return teach(seen)
     if draw < 30:
         return Answer({"error": "busy"}, 429 if draw < 15 else 500, {"Retry-After": "0"} if draw < 15 else {})
     if draw < 35:
@@ -434,9 +437,9 @@ def test_what_does_not_fit_together_is_said_at_once(words, says):
 
     house = ("print_recipe", "num_processes", "accelerate", "debug", "dry_run", "quiet")
     with main.make_context("coca-refactor", list(words)) as context:
-        given = {name: value for name, value in context.params.items() if name not in house}
+        values = {name: value for name, value in context.params.items() if name not in house}
         with pytest.raises(UsageProblem) as caught:
-            check(given)
+            check(values)
     assert says in str(caught.value)
 
 

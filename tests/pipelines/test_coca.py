@@ -99,6 +99,7 @@ def test_the_endpoint_recipe_and_a_judged_run(tmp_path):
     assert told["over_refusal"]["estimate"] == 1.0  # a model that refuses everything is told so
 
 
+@pytest.mark.slow
 def test_the_evaluation_recipe(tmp_path):
     tiny = tiny_model_dir(tmp_path / "wide", window=8192)
     done = run(["bash", RECIPES / "eval.sh"], tmp_path, TOOLBOX_MODEL=str(tiny), TOOLBOX_MAX_NEW_TOKENS="4", ROWS="22")

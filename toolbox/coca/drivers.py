@@ -84,7 +84,8 @@ def _remote(options: Options, call: Invocation, log: ResponseLog | None, samplin
         concurrency=options.concurrency, rpm=options.rpm, timeout=options.timeout, retries=options.retries,
     )  # fmt: skip
     _describe(options, log, options.model, call, base_url=service.base_url.rstrip("/"))
-    window = max(options.window, 4 * options.concurrency)
+    # wide: a row that waits a minute for another try must not hold up the requests of those behind it
+    window = max(options.window, 16 * options.concurrency)
     bad = options.on_bad == "fail"
     return lambda _: EndpointTeacher(service, sampling, log, window=window, say=call.reporter.note, stop_at_bad=bad)
 
