@@ -192,7 +192,7 @@ def test_a_file_appears_whole_and_its_log_goes(remote, tmp_path):
 
 
 def faulty(seen: Seen, state: dict) -> Answer:
-    """30 % errors, 5 % that hang beyond the timeout, 5 % cut JSON, 10 % without tags. Every fourth try of a request gets
+    """30 % errors, 5 % that hang beyond the timeout, 5 % cut JSON, 10 % without tags. Every fourth try gets
     through: eight failures in a row would be two minutes of patience."""
     request = asked_about(seen)
     tries = state[request] = state.get(request, 0) + 1
