@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's grid: four networks, 32 and 16 rows a round, eight strategies, ten seeds. Days of CPU: see --dry-run first.
-#   paper.sh PLAN.json [OPTIONS...]    as in: paper.sh plans.json --dry-run --backend replay --replay answers.jsonl
+#   paper.sh PLAN.json [OPTIONS...]    as in: paper.sh plans.json --dry-run --backend replay --replay replies.jsonl
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 plan=${1:?a file with a plan a network: {"networks": {"asia": {"order": [...]}, ...}}}

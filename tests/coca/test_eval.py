@@ -258,7 +258,7 @@ def test_interventions_are_runs_of_their_own(tool, wide, tmp_path):
     source = tmp_path / "pairs.jsonl"
     source.write_text(lines(pairs))
     out = tmp_path / "lofit.safetensors"
-    trained = tool("coca-train", "-m", wide, "--method", "lofit", "-o", out, "--epochs", "1", source)
+    trained = tool("coca-train", "-m", wide, "--method", "lofit", "--out", out, "--epochs", "1", source)
     assert trained.code == 0, trained.err
     words = ("-m", wide, "--max-new-tokens", "12", "--intervention", "base", "--intervention", f"lofit={out}")
     done = judge(tool, PROMPTS, *words, "--baseline", "base")

@@ -41,7 +41,6 @@ def here(tmp_path, tiny) -> Path:
     demo = (ROOT / "recipes/coca/demo.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "safety.jsonl").write_text("".join(demo[:3]))
     asked = [json.loads(line) for line in (ROOT / "recipes/coca/demo-eval.jsonl").read_text().splitlines()]
-    (tmp_path / "harmful.jsonl").write_text(lines(asked[:2]))
     (tmp_path / "pair.jsonl").write_text(lines([row for row in asked if "attack" in row][:2]))
     (tmp_path / "xstest.jsonl").write_text(lines(asked[-2:]))
     for name in ("enhanced", "benign"):
@@ -55,7 +54,7 @@ def here(tmp_path, tiny) -> Path:
     (tmp_path / "graph.jsonl").write_text(lines([{"record": "graph", "nodes": list(ASIA)},
                                                  {"source": "smoke", "target": "lung"}]))  # fmt: skip
     asked = [(seed, kind, sample) for seed in range(5) for kind in ("warmup", "bootstrap") for sample in range(5)]
-    (tmp_path / "answers.jsonl").write_text(lines([
+    (tmp_path / "replies.jsonl").write_text(lines([
         {"id": f"legit-{seed}-{kind}", "sample": sample, "completion": "<Answer>smoke, asia, tub</Answer>"}
         for seed, kind, sample in asked
     ]))  # fmt: skip

@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
     examples=[
         "legit-loop --network asia --strategies round-robin,git,random --seeds 5 --plot asia.svg |\n"
         '    jq -c \'select(.event=="summary" or .event=="paired")\'',
-        "legit-loop --network asia --strategies legit+git,git --backend replay --replay answers.jsonl > again.jsonl",
+        "legit-loop --network asia --strategies legit+git,git --backend replay --replay replies.jsonl > again.jsonl",
     ],
 )
 @groups.record_options()
