@@ -53,7 +53,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(runs: dict[str, dict[int, list[dict[str, Any]]]], path: str) -> None:
-    """Test AUC against labels, with the range over seeds."""
+    """Test AUC against labels, with the range over seeds; their number where it is the same at every budget."""
     from toolbox.plots import Panel, Series, curves
 
     series = []
@@ -67,7 +67,7 @@ def draw(runs: dict[str, dict[int, list[dict[str, Any]]]], path: str) -> None:
                 [statistics.mean(v) for v in values],
                 [min(v) for v in values],
                 [max(v) for v in values],
-                n=len(values[0]),
+                n=len(values[0]) if len({len(v) for v in values}) == 1 else None,
             )
         )
     curves([Panel("Same labels", "test AUC", series)], xlabel="thousand labels", band="range over seeds", path=path)
