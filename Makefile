@@ -17,7 +17,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
 .PHONY: landscape-demo landscape-lot landscape-verify
-.PHONY: coca-refactor coca-eval
+.PHONY: coca-refactor coca-eval coca-compare
 .PHONY: legit-asia legit-sachs bench-legit
 .PHONY: lwi-smollm2
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
@@ -92,6 +92,9 @@ coca-refactor: $(STAMP)  ## COCA: eight demo pairs annotated by the embedded mod
 
 coca-eval: $(STAMP)  ## COCA: the embedded model with and without the guidelines, on the demo prompts (DATA=your own)
 	$(RUN) bash recipes/coca/eval.sh $(DATA)
+
+coca-compare: $(STAMP)  ## COCA: adapters from plain and from reasoned pairs beside the untouched model (DATA=pairs of your own)
+	$(RUN) bash recipes/coca/compare.sh $(DATA)
 
 legit-asia: $(STAMP)  ## which experiment next: round robin and GIT on Asia, five seeds (minutes of CPU)
 	$(RUN) bash recipes/legit/asia.sh

@@ -90,7 +90,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(go, case, tm
     assert strip[0] == strip[1]
 
 
-@every(WITH_MODEL)
+AMONG_THE_QUICK = ("lm-generate", "lm-tune", "unlearn-eval")  # one of a kind; the others are slow tests
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[] if case.name in AMONG_THE_QUICK else pytest.mark.slow)
+        for case in WITH_MODEL
+    ],
+)
 def test_two_processes_give_what_one_gives(go, case, tmp_path):
     more = ["--optimizer", "sgd"] if case.trainer else []  # AdamW magnifies rounding
     one, two = go(case, *more, folder=tmp_path / "one"), go(case, *more, "-j", "2", folder=tmp_path / "two")

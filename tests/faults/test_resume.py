@@ -58,7 +58,7 @@ def job(request, tool, tiny, rows) -> Job:
     return Job(tool, request.param, tiny, data)
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come so far"

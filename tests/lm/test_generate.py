@@ -65,8 +65,8 @@ def test_samples_stand_together_and_have_paths_of_their_own(tool, tiny):
     assert tool("lm-generate", "--n", "2", stdin=rows).code == 2
 
 
-@pytest.mark.parametrize("more", [["--window", "2"], ["--batch-size", "1"], ["--batch-tokens", "40"], ["-j", "2"]])
-def test_windows_batches_and_processes_do_not_show(tool, tiny, more):
+@pytest.mark.parametrize("more", [["--window", "2"], ["--batch-size", "1"], ["--batch-tokens", "40"]])
+def test_windows_and_batches_do_not_show(tool, tiny, more):
     rows = lines(*({"id": f"r{i}", "prompt": "word " * (i * 3 % 5 + 1)} for i in range(9)))
     sampled = ("--model", tiny, "--temperature", "1", "--seed", "3", *SHORT)
     assert tool("lm-generate", *sampled, *more, stdin=rows).out == tool("lm-generate", *sampled, stdin=rows).out

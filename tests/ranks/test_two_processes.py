@@ -109,7 +109,8 @@ def test_a_worker_exit_code_survives_j_and_is_said_once(tmp_path, tiny):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("command", [pytest.param("lm-tune", marks=SLOW), "gru-unlearn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["lm-tune", "gru-unlearn"])
 def test_more_ranks_than_rows_still_agree(rows, tiny, tmp_path, command):
     one_row = rows("one.jsonl", UNEQUAL[:1])
     data = [one_row] if command == "lm-tune" else ["--forget", one_row, "--retain", rows("keep.jsonl", RETAIN[:1])]

@@ -257,9 +257,7 @@ def test_a_sharded_copy_holds_one_tensor_at_a_time(tmp_path):
 
 
 def anonymous_memory():
-    """Bytes of this process that are not pages of a file, without what the allocator still holds of earlier tests."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    """Bytes of this process that are not pages of a file."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) << 10
 
@@ -282,6 +280,8 @@ def test_a_copy_of_large_weights_takes_the_memory_of_a_few_tensors(tmp_path):
 
         return item._replace(load=load)
 
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier tests have left
     before = anonymous_memory()
     write_sharded(tmp_path / "a", {name: watched(item) for name, item in made.items()}, max_shard_bytes=4 * size)
     assert size <= peak < 6 * size
