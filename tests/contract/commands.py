@@ -239,6 +239,17 @@ def _fuse(tiny: Path, folder: Path) -> list[str]:
     return ["-", "--root", str(folder), "--out", str(folder / "out"), "--overwrite", "--groups", "ff"]
 
 
+PICTURED = [
+    {
+        "id": f"d{i}",
+        "image": f"digits:{i}",
+        "label": "head" if i < 12 else "tail",
+        "extra": {"big": 2**70, "x": [i, None]},
+    }
+    for i in range(18)
+]
+
+
 LOG = events()
 REQUESTS = [
     {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
@@ -309,6 +320,8 @@ CASES = {
         Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
              stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
              empty=65),
+        Case("dull-noise", PICTURED, lambda tiny, folder: ["--min-clean", "1"], trainer=False, model=False,
+             takes_messages=False, empty=65, replaces=("label",)),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
              sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, fills=True),
         Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
@@ -319,5 +332,5 @@ CASES = {
     )
 }  # fmt: skip
 
-METHODS = {"coca", "landscape", "legit", "longer", "lot", "lwi"}
+METHODS = {"coca", "dull", "landscape", "legit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from toolbox.classify.idx import idx_pair
+from toolbox.classify.rows import IMAGE_SHAPES
 from toolbox.shell.errors import BadData, MissingInput
-from toolbox.shell.records import RecordReader, Text, read_records
+from toolbox.shell.records import RecordReader, read_records
 from toolbox.shell.streams import Streams, display_name
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -24,22 +25,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".
 
 DIGITS = 1797
 """Images of scikit-learn's digits."""
-
-
-class ImageRow(msgspec.Struct, kw_only=True):
-    """One labelled image."""
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "label")
-    image: Annotated[
-        Text, msgspec.Meta(description="path below --root, data:image/png;base64,..., digits:17 or idx:FILE.gz#17")
-    ]
-    label: str | int
-    id: str | int | None = None
-    split: str | None = None
-    task: str | int | None = None
-
-
-IMAGE_SHAPES: tuple[type[msgspec.Struct], ...] = (ImageRow,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +60,24 @@ def read_manifest(
     or a path that leaves the root.
     """
     reader = reader if reader is not None else RecordReader(IMAGE_SHAPES)
+    samples, where = iter_samples(source, streams, reader, root=root)
+    kept = tuple(samples)
+    name = display_name(source)
+    if not kept:
+        raise BadData("is empty: holds no images", "one row, or one file, an image is expected", file=name)
+    labels = sorted_labels(sample.label for sample in kept)
+    if len(labels) < 2:
+        raise BadData(f"has one class only, {labels[0]!r}", "two or more are needed to tell apart", file=name)
+    return Manifest(kept, labels, where, reader.skipped)
+
+
+def iter_samples(
+    source: str, streams: Streams, reader: RecordReader, *, root: str | None = None
+) -> tuple[Iterator[Sample], Path]:
+    """The rows of ``read_manifest`` one after another, as they are read, and the folder that their paths start from.
+
+    Raises: as ``read_manifest``, but for what only all rows can tell (none at all, one class).
+    """
     where = Path(root) if root is not None else None
     if source == "digits":
         samples = _digits()
@@ -85,14 +88,7 @@ def read_manifest(
     else:
         where = where or (Path(".") if source == "-" else Path(source).parent)
         samples = _rows(source, streams, reader)
-    kept = tuple(_checked(samples, reader))
-    name = display_name(source)
-    if not kept:
-        raise BadData("holds no images", "one row, or one file, an image is expected", file=name)
-    labels = sorted_labels(sample.label for sample in kept)
-    if len(labels) < 2:
-        raise BadData(f"has one class only, {labels[0]!r}", "two or more are needed to tell apart", file=name)
-    return Manifest(kept, labels, where or Path("."), reader.skipped)
+    return _checked(samples, reader), where or Path(".")
 
 
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
