@@ -89,7 +89,7 @@ def test_a_model_without_a_head_of_that_size_is_refused():
 def test_masks_hold_the_channels_of_the_wrong_class_alone():
     gates = draw(6, 4)
     given, right = torch.tensor([0, 2, 3]), torch.tensor([1, 0, 2])
-    mask = wrong_only(gates.requires_grad_(), given, right)
+    mask = wrong_only(gates.clone().requires_grad_(), given, right)
     for i, (y, r) in enumerate(zip(given.tolist(), right.tolist(), strict=True)):
         for k in range(6):
             assert float(mask[i, k]) == pytest.approx(float(gates[k, y]) * (1 - float(gates[k, r])), abs=1e-6)
