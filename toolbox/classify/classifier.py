@@ -118,6 +118,7 @@ def load_classifier(
                 heads = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
                 next(one for one in reversed(heads) if one.out_features == len(labels)).reset_parameters()
     except (ValueError, KeyError, OSError, RuntimeError, StopIteration) as error:
-        raise BadData(f"--model {name}: no image classifier ({(str(error).splitlines() or ['no linear head'])[0][:160]})",
-                      f"a Hugging Face image classifier, or {', '.join(NAMED)}") from None  # fmt: skip
+        why = (str(error).splitlines() or ["it has no linear head"])[0][:160]
+        advice = f"a Hugging Face image classifier, or {', '.join(NAMED)}"
+        raise BadData(f"--model {name}: no image classifier ({why})", advice) from None
     return model, anew
