@@ -250,6 +250,10 @@ PICTURED = [
 ]
 
 
+def _dull_train(tiny: Path, folder: Path) -> list[str]:
+    return ["--out", str(folder / "out"), "--image-size", "8", "--epochs", "2", "--batch-size", "9", "--holdout", "0"]
+
+
 LOG = events()
 REQUESTS = [
     {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
@@ -322,6 +326,8 @@ CASES = {
              empty=65),
         Case("dull-noise", PICTURED, lambda tiny, folder: ["--min-clean", "1"], trainer=False, model=False,
              takes_messages=False, empty=65, replaces=("label",)),
+        Case("dull-train", PICTURED, _dull_train, trainer=True, model=False, takes_messages=False, empty=65,
+             artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
              sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, fills=True),
         Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
