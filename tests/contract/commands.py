@@ -254,6 +254,16 @@ def _dull_train(tiny: Path, folder: Path) -> list[str]:
     return ["--out", str(folder / "out"), "--image-size", "8", "--epochs", "2", "--batch-size", "9", "--holdout", "0"]
 
 
+def _dull_eval(tiny: Path, folder: Path) -> list[str]:
+    """An untrained network beside the tiny model: the case is about rows, not accuracy."""
+    path = tiny.with_name("dull-model")
+    if not path.exists():
+        from toolbox.classify.backbones import backbone_config, new_backbone
+
+        new_backbone(backbone_config("cifar-resnet8", ["head", "tail"], widths=[2, 3, 4]), 0).save_pretrained(path)
+    return ["--model", str(path), "--image-size", "8"]
+
+
 LOG = events()
 REQUESTS = [
     {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
@@ -326,6 +336,8 @@ CASES = {
              empty=65),
         Case("dull-noise", PICTURED, lambda tiny, folder: ["--min-clean", "1"], trainer=False, model=False,
              takes_messages=False, empty=65, replaces=("label",)),
+        Case("dull-eval", PICTURED, _dull_eval, trainer=False, sums_up=True, model=False, seeded=False,
+             takes_messages=False, empty=65),
         Case("dull-train", PICTURED, _dull_train, trainer=True, model=False, takes_messages=False, empty=65,
              artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,

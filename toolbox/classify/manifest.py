@@ -52,12 +52,12 @@ class Manifest:
 
 
 def read_manifest(
-    source: str, streams: Streams, reader: RecordReader | None = None, *, root: str | None = None
+    source: str, streams: Streams, reader: RecordReader | None = None, *, root: str | None = None, least: int = 2
 ) -> Manifest:
     """Read ``-``, a manifest FILE, a DIR in image-folder layout, ``digits``, or ``idx:DIR`` (``idx:DIR#test``).
 
-    No image is opened. Raises: MissingInput (66); BadData (65) for no rows, an id that is there twice, one class only,
-    or a path that leaves the root.
+    No image is opened. Raises: MissingInput (66); BadData (65) for no rows, an id that is there twice, less than
+    ``least`` classes, or a path that leaves the root.
     """
     reader = reader if reader is not None else RecordReader(IMAGE_SHAPES)
     samples, where = iter_samples(source, streams, reader, root=root)
@@ -66,7 +66,7 @@ def read_manifest(
     if not kept:
         raise BadData("is empty: holds no images", "one row, or one file, an image is expected", file=name)
     labels = sorted_labels(sample.label for sample in kept)
-    if len(labels) < 2:
+    if len(labels) < least:
         raise BadData(f"has one class only, {labels[0]!r}", "two or more are needed to tell apart", file=name)
     return Manifest(kept, labels, where, reader.skipped)
 

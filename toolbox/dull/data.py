@@ -75,11 +75,15 @@ def read_rows(
     renames: dict[str, str],
     on_bad: str,
     limit: int | None = None,
+    least: int = 2,
 ) -> tuple[Manifest, list[bytes]]:
-    """The manifest, its first ``limit`` rows; and the rows left out by ``--on-bad skip``."""
+    """The manifest, its first ``limit`` rows; and the rows left out by ``--on-bad skip``.
+
+    ``least``: how many classes it must have.
+    """
     rejected: list[bytes] = []
     reader = RecordReader(IMAGE_SHAPES, renames=renames, on_bad=on_bad, rejects=lambda raw, _: rejected.append(raw))
-    manifest = read_manifest(source, streams, reader, root=root)
+    manifest = read_manifest(source, streams, reader, root=root, least=least)
     if limit is not None and limit < len(manifest.samples):
         samples = manifest.samples[:limit]
         labels = sorted_labels(sample.label for sample in samples)

@@ -76,7 +76,7 @@ def doubts(q: Array, given: NDArray[np.int64], prior: Array, counts: NDArray[np.
     wrong = aml.wrong_share(posterior, given)
     smaller = [0.0 if one is None else float(one.weights.min()) for one in mixtures]
     shares = np.array([cap(one, float(two), 1.0) for one, two in zip(smaller, wrong, strict=True)])
-    return Doubts(mixtures, clean, sets, right, flagged, aml.transition(posterior, given), shares)
+    return Doubts(mixtures, clean, sets, right, flagged, aml.transition(q, given), shares)
 
 
 def class_facts(found: Doubts, given: NDArray[np.int64], last: NDArray[np.int32]) -> list[ClassFacts]:
@@ -151,6 +151,8 @@ class EpochEnd:
         facts["dprime"] = [None if one is None else round(one.separation, 3) for one in found.mixtures]
         if epoch >= self.options.warm:
             facts |= self._judge(epoch, q, given, found)
+        told = [one.agreement for one in class_facts(found, given, objective.table.last)]
+        facts["agreement"] = [None if one is None else round(one, 3) for one in told]
         facts["gate_open"] = [self.corpus.labels[n] for n, is_open in enumerate(self.gate.open) if is_open]
         self.found = found
         return facts
@@ -192,9 +194,11 @@ class EpochEnd:
         images = self.corpus.pixels[torch.from_numpy(held)]
         logits = predict_shared(self.accelerator, objective.average, images, objective.pixels)
         prior = objective.labels.prior
-        direct = _softmax(logits + (np.log(np.maximum(prior, 1e-12)) if self.options.uses_prior else 0.0))
+        log_prior = np.log(np.maximum(prior, 1e-12))
+        balanced = _softmax(logits if self.options.uses_prior else logits - log_prior)
+        direct = _softmax(logits + log_prior if self.options.uses_prior else logits)
         noisy = self.corpus.given[held]
-        gain, error = evidence(direct, direct, noisy, found.transition)
+        gain, error = evidence(direct, balanced, noisy, found.transition)
         likelihood = float(np.log(np.maximum(direct[np.arange(len(held)), noisy], 1e-12)).mean())
         return EpochFacts(classes, gain, error, likelihood, float((direct.mean(0) / prior).min()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -104,6 +104,7 @@ class Epoch(msgspec.Struct, tag="epoch", tag_field="event"):
     flagged_share: float | None = None
     acting_share: float | None = None
     dprime: list[float | None] | None = None
+    agreement: list[float | None] | None = None
     acc: float | None = None
     many: float | None = None
     medium: float | None = None
@@ -152,8 +153,76 @@ class Done(msgspec.Struct, tag="done", tag_field="event"):
     detection: dict[str, Any] | None = None
 
 
+class Doubt(msgspec.Struct):
+    """What dull-train says of a sample."""
+
+    suggested: str
+    labels: list[str]
+    p_clean: float
+    q_given: float
+    q_top: float
+    flagged: bool
+    acted: bool = False
+    held_out: bool = False
+
+
+class SampleRow(msgspec.Struct, kw_only=True):
+    """A line of samples.jsonl."""
+
+    needs: ClassVar[tuple[str, ...]] = ("id", "label", "dull")
+    id: str
+    label: str
+    dull: Doubt
+
+
+class Predicted(msgspec.Struct):
+    """What dull-eval adds to a row: the class it takes it for, and its probability."""
+
+    pred: str
+    p: float
+
+
+class PredictedRow(msgspec.Struct, kw_only=True):
+    """An image row with its prediction."""
+
+    id: str | int
+    image: str
+    label: str | int
+    dull: Predicted
+
+
+class JudgePlan(msgspec.Struct, tag="plan", tag_field="event"):
+    """``--dry-run``: how many rows, and the model's classes."""
+
+    command: str
+    settings: dict[str, Any]
+    rows: int
+    classes: list[str]
+
+
+class Judged(msgspec.Struct, tag="done", tag_field="event"):
+    """The last line: accuracy with its 95 % interval, by shot group and by class; with --samples detection."""
+
+    model: str
+    classes: list[str]
+    acc: float
+    acc_ci: list[float]
+    n: int
+    macro_f1: float
+    recall: list[float | None]
+    predicted: list[int]
+    shots: dict[str, list[str]]
+    shots_by: str
+    many: float | None = None
+    medium: float | None = None
+    few: float | None = None
+    detection: dict[str, Any] | None = None
+
+
+JUDGED: tuple[type[msgspec.Struct], ...] = (PredictedRow, JudgePlan, Judged)
+
 TRAINED: tuple[type[msgspec.Struct], ...] = (TrainPlan, Start, Resume, Step, Epoch, Tripped, Warned, Done)
 
 NOISED: tuple[type[msgspec.Struct], ...] = (NoisyRow, NoisePlan)
 
-__all__ = ["IMAGES", "NOISED", "TRAINED"]
+__all__ = ["IMAGES", "JUDGED", "NOISED", "TRAINED"]

@@ -192,6 +192,7 @@ class DullObjective(Objective):
             weight = tensors["weight"].view(-1, 1, 1, 1)
             images = weight * images + (1 - weight) * self._augment(tensors["others"], batch, "other_")
         masks = self._masks(tensors)
+        images = images.contiguous(memory_format=torch.channels_last)
         out = model(images, tensors["targets"] if self.ifd else None, masks)
         log_prior, alpha = self._weights
         shift = log_prior.to(images.device) if self.options.uses_prior else 0.0

@@ -263,6 +263,7 @@ class _Run:
         if anew:
             self.call.reporter.note(f"the head of {options.model} has other classes: drawn anew")
         without_dropout(backbone)
+        backbone.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what tensor cores want
         average = deepcopy(backbone)
         if self.accelerator.num_processes > 1:
             backbone = share_batch_norm(backbone, self.accelerator.device)

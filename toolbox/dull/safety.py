@@ -115,9 +115,10 @@ class SafetyGate(msgspec.Struct):
 def evidence(direct: Array, posterior: Array, given: NDArray[np.int64], matrix: Array) -> tuple[float, float]:
     """How much better T̂ explains the noisy labels of a hold-out than no transition does: mean gain, standard error.
 
-    With p(r | x) the ``posterior`` (n, C) under the training distribution: log Σ_r p(r|x) T̂[r, y~] against
-    log((1 − ε) p(y~|x) + ε/C) with the one rate ε fitted to these very labels, which favours the latter. ``direct``
-    is the p of the latter. Both sides carry the prior: T̂ of balanced posteriors would win by knowing class sizes alone.
+    With p(r | x) the ``posterior`` (n, C) among balanced classes: log Σ_r p(r|x) T̂[r, y~] against
+    log((1 − ε) p(y~|x) + ε/C) with ``direct`` the p of the latter, prior included, and the one rate ε fitted to these
+    very labels, which favours it. Both sides know the class sizes, T̂ by its rows: against a balanced p(y~|x) T̂ would
+    win by these alone.
     """
     classes = posterior.shape[1]
     rows = np.arange(len(given))
