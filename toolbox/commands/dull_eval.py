@@ -23,7 +23,7 @@ def schema() -> dict[str, Any]:
     "dull-eval",
     schema=schema,
     examples=[
-        "dull-eval test.jsonl --root images --model run --summary-only --plot confusion.png | jq '{acc, many, few}'",
+        "dull-eval digits --model run --summary-only --plot confusion.png | jq '{acc, many, medium, few, macro_f1}'",
         "dull-eval noisy.jsonl --model run --samples run/samples.jsonl --summary-only | jq .detection",
     ],
 )

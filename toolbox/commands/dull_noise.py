@@ -59,9 +59,8 @@ def _noise() -> Decorator:
     "dull-noise",
     schema=schema,
     examples=[
-        "dull-noise digits --imbalance .1 --rate .2 --seed 1 > noisy.jsonl",
+        "dull-noise digits --imbalance .1 --rate .2 --seed 1 --report noise.json > noisy.jsonl",
         "dull-noise photos/ --mode none > manifest.jsonl",
-        "dull-noise train.jsonl --mode field --field label_worse --t2h-only --class-order confusion --imbalance .1",
     ],
 )
 @click.argument("source", default="-", type=PathType("MANIFEST|DIR|digits|idx:DIR", model=True))

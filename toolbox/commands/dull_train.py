@@ -125,9 +125,9 @@ def _training() -> Decorator:
     trainer=True,
     schema=schema,
     examples=[
-        "dull-noise digits --imbalance .1 --rate .2 | dull-train - -o run --image-size 16 --epochs 10 --aug crop",
-        "dull-train noisy.jsonl --root images --eval test.jsonl -o run | jq -c 'select(.event==\"epoch\")'",
-        "jq -c 'select(.dull.flagged)' run/samples.jsonl",
+        "dull-noise digits --imbalance .1 --rate .2 --seed 1 > noisy.jsonl",
+        "dull-train noisy.jsonl --image-size 16 --aug crop --eval digits -o run | jq -c 'select(.event==\"epoch\")'",
+        "jq -c 'select(.dull.flagged)' run/samples.jsonl > to_review.jsonl",
     ],
 )
 @click.argument("source", default="-", type=PathType("MANIFEST|DIR|digits|idx:DIR", model=True))
