@@ -34,5 +34,5 @@ def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(MissingInput):
         read_runs(tmp_path)
     put(tmp_path, "la.1", acc=0.4)
-    with pytest.raises(BadData, match="la.1"):
+    with pytest.raises(BadData, match=r"la\.1"):
         read_runs(tmp_path)
