@@ -54,7 +54,8 @@ class Manifest:
 def read_manifest(
     source: str, streams: Streams, reader: RecordReader | None = None, *, root: str | None = None, least: int = 2
 ) -> Manifest:
-    """Read ``-``, a manifest FILE, a DIR in image-folder layout, ``digits``, or ``idx:DIR`` (``idx:DIR#test``).
+    """Read ``-``, a manifest FILE, a DIR in image-folder layout, ``digits`` (``digits#train``, ``digits#test``), or
+    ``idx:DIR`` (``idx:DIR#test``).
 
     No image is opened. Raises: MissingInput (66); BadData (65) for no rows, an id that is there twice, less than
     ``least`` classes, or a path that leaves the root.
@@ -79,8 +80,8 @@ def iter_samples(
     Raises: as ``read_manifest``, but for what only all rows can tell (none at all, one class).
     """
     where = Path(root) if root is not None else None
-    if source == "digits":
-        samples = _digits()
+    if source in ("digits", "digits#train", "digits#test"):
+        samples = _digits(source.partition("#")[2])
     elif source.startswith("idx:"):
         samples = _idx_folder(source.removeprefix("idx:"))
     elif source != "-" and Path(source).is_dir():
@@ -151,10 +152,13 @@ def _folder(folder: Path, root: Path | None) -> Iterator[Sample]:
         raise BadData("holds no images in sub-folders", "one sub-folder a class is expected", file=str(folder))
 
 
-def _digits() -> Iterator[Sample]:
+def _digits(split: str) -> Iterator[Sample]:
+    """All digits, or without and with every fifth: scikit-learn tells no split of its own."""
     from sklearn.datasets import load_digits
 
     for number, label in enumerate(load_digits().target):
+        if split and (split == "test") != (number % 5 == 4):
+            continue
         data = {"id": str(number), "image": f"digits:{number}", "label": str(label)}
         yield Sample(data["id"], data["image"], data["label"], data, f"digits:{number}")
 

@@ -125,8 +125,9 @@ def _training() -> Decorator:
     trainer=True,
     schema=schema,
     examples=[
-        "dull-noise digits --imbalance .1 --rate .2 --seed 1 > noisy.jsonl",
-        "dull-train noisy.jsonl --image-size 16 --aug crop --eval digits -o run | jq -c 'select(.event==\"epoch\")'",
+        "dull-noise digits#train --imbalance .1 --rate .2 --seed 1 > noisy.jsonl",
+        "dull-train noisy.jsonl --image-size 16 --aug crop --eval digits#test -o run "
+        "| jq -c 'select(.event==\"epoch\")'",
         "jq -c 'select(.dull.flagged)' run/samples.jsonl > to_review.jsonl",
     ],
 )
