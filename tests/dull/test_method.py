@@ -85,6 +85,28 @@ def test_a_model_without_a_head_of_that_size_is_refused():
         find_head(small_net(4), 5)
 
 
+@pytest.mark.parametrize("kind", ["vit", "convnext", "swin", "resnet"])
+def test_the_pooled_feature_of_any_hugging_face_classifier_is_found(kind):
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    settings = {
+        "vit": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+                "image_size": 16, "patch_size": 8},
+        "convnext": {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2},
+        "swin": {"embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16, "patch_size": 4,
+                 "window_size": 2},
+        "resnet": {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]},
+    }[kind]  # fmt: skip
+    net = AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, num_labels=3, **settings)).eval()
+    model = Gated(net, 3, trained=True)
+    images = draw(2, 3, 16, 16)
+    logits, pooled = model.features(images)
+    assert pooled.shape == (2, 8)
+    assert torch.allclose(model.classify(pooled), logits, atol=1e-6)
+    gated = model(images, torch.eye(3)[:2])["gated"]
+    assert torch.allclose(gated, logits, atol=1e-6), "gates start at one"
+
+
 # -- unlearning -------------------------------------------------------------------------------------------------------
 def test_masks_hold_the_channels_of_the_wrong_class_alone():
     gates = draw(6, 4)

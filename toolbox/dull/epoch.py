@@ -118,7 +118,10 @@ def predict_shared(accelerator: Accelerator, model: nn.Module, images: Tensor, p
 
 
 class EpochEnd:
-    """Called behind every epoch on every process, with equal results; holds the gate and the last good weights."""
+    """Called behind every epoch on every process, with equal results; holds the gate and the last good weights.
+
+    ``found`` is what the last call made of the training rows, None for a baseline.
+    """
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class EpochEnd:
         self.gate = SafetyGate.new(len(self.corpus.labels), options.gate)
         self.observed = objective.labels.prior.copy()
         self.good: dict[str, Tensor] = {}
+        self.found: Doubts | None = None
         objective.extra["safety"] = self._state
 
     # -- one epoch ----------------------------------------------------------------------------------------------------

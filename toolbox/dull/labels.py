@@ -74,7 +74,7 @@ def _log_parts(losses: Array, mixture: Mixture) -> Array:
     return np.log(weights) - 0.5 * (np.log(2 * np.pi * variances) + (losses - means) ** 2 / variances)
 
 
-def fit_mixture(losses: Array, *, rounds: int = 500, tolerance: float = 1e-9) -> Mixture | None:
+def fit_mixture(losses: Array, *, rounds: int = 300, tolerance: float = 1e-7) -> Mixture | None:
     """Expectation maximisation from the lower and the upper half; None where the losses do not differ.
 
     Variances get 1e-6 more than their estimate, as in scikit-learn, so that no component can shrink to a point.

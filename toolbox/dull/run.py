@@ -311,7 +311,7 @@ class _Run:
         epoch = self.loop.plan.window(self.loop.step).epoch
         facts = self.end(epoch)
         if self.objective.watches and self.corpus.clean is not None:
-            facts |= training_figures(self.objective, self.corpus, self.groups, self.options)
+            facts |= training_figures(self.objective, self.end.found, self.corpus, self.groups, self.options)
         every = self.options.eval_every
         if self.held is not None and ((every and epoch % every == 0) or self.loop.step == self.loop.plan.steps):
             facts |= self._judge()

@@ -22,10 +22,13 @@ Groups = Mapping[str, Sequence[int]]
 _BRIEF = ("noise_before", "noise_after", "auc", "auc_by_class", "flag_precision", "flag_recall")
 
 
-def training_figures(objective: DullObjective, corpus: Corpus, groups: Groups, options: Options) -> dict[str, Any]:
+def training_figures(
+    objective: DullObjective, found: Doubts | None, corpus: Corpus, groups: Groups, options: Options
+) -> dict[str, Any]:
     """The detection figures of an epoch event, over training rows with a clean label."""
     q, given = objective.table.get(slice(None)), objective.given
-    found = doubts(q, given, objective.labels.prior, corpus.counts, options.ifpu_scope)
+    if found is None:
+        found = doubts(q, given, objective.labels.prior, corpus.counts, options.ifpu_scope)
     assert corpus.clean is not None
     figures = _detect(q, found, given, corpus.clean[corpus.train], groups)
     return {name: figures[name] for name in _BRIEF} if figures else {}
