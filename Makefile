@@ -20,6 +20,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: coca-refactor coca-eval coca-compare
 .PHONY: legit-asia legit-sachs bench-legit
 .PHONY: lwi-smollm2
+.PHONY: dull-cifar10 dull-table
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -108,6 +109,12 @@ bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command 
 lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
 	$(RUN) bash recipes/lwi/smollm2.sh
 
+
+dull-cifar10: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list doubts, judge (DATA=the folder of images)
+	$(RUN) bash recipes/dull/cifar10-cpu.sh "$(DATA)"
+
+dull-table: $(STAMP)  ## DULL, its ablations and three baselines, three seeds each (DATA=the folder of images; 1.5 hours)
+	$(RUN) bash recipes/dull/table.sh "$(DATA)"
 
 longer-ml100k: $(STAMP)  ## MovieLens-100K: prepare, train, score, judge (needs recbole, for its data)
 	$(RUN) bash recipes/longer/ml-100k.sh

@@ -239,6 +239,31 @@ def _fuse(tiny: Path, folder: Path) -> list[str]:
     return ["-", "--root", str(folder), "--out", str(folder / "out"), "--overwrite", "--groups", "ff"]
 
 
+PICTURED = [
+    {
+        "id": f"d{i}",
+        "image": f"digits:{i}",
+        "label": "head" if i < 12 else "tail",
+        "extra": {"big": 2**70, "x": [i, None]},
+    }
+    for i in range(18)
+]
+
+
+def _dull_train(tiny: Path, folder: Path) -> list[str]:
+    return ["--out", str(folder / "out"), "--image-size", "8", "--epochs", "2", "--batch-size", "9", "--holdout", "0"]
+
+
+def _dull_eval(tiny: Path, folder: Path) -> list[str]:
+    """An untrained network beside the tiny model: the case is about rows, not accuracy."""
+    path = tiny.with_name("dull-model")
+    if not path.exists():
+        from toolbox.classify.backbones import backbone_config, new_backbone
+
+        new_backbone(backbone_config("cifar-resnet8", ["head", "tail"], widths=[2, 3, 4]), 0).save_pretrained(path)
+    return ["--model", str(path), "--image-size", "8"]
+
+
 LOG = events()
 REQUESTS = [
     {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
@@ -309,6 +334,12 @@ CASES = {
         Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
              stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
              empty=65),
+        Case("dull-noise", PICTURED, lambda tiny, folder: ["--min-clean", "1"], trainer=False, model=False,
+             takes_messages=False, empty=65, replaces=("label",)),
+        Case("dull-eval", PICTURED, _dull_eval, trainer=False, sums_up=True, model=False, seeded=False,
+             takes_messages=False, empty=65),
+        Case("dull-train", PICTURED, _dull_train, trainer=True, model=False, takes_messages=False, empty=65,
+             artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
              sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, fills=True),
         Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
@@ -319,5 +350,5 @@ CASES = {
     )
 }  # fmt: skip
 
-METHODS = {"coca", "landscape", "legit", "longer", "lot", "lwi"}
+METHODS = {"coca", "dull", "landscape", "legit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

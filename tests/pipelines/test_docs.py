@@ -78,6 +78,26 @@ def longer_files(here: Path, script: str) -> None:
         (here / f"{name}.jsonl").write_text(lines(scored))
 
 
+def dull_files(here: Path, script: str) -> None:
+    """A folder of photos, a noisy manifest, a model with its list of doubts; those that the block does not make."""
+    for label in ("cat", "dog"):
+        (here / "photos" / label).mkdir(parents=True)
+        (here / "photos" / label / "1.jpg").touch()
+    rows = [{"id": str(n), "image": f"digits:{n}", "label": str(n % 10)} for n in range(20)]
+    if "> noisy.jsonl" not in script:
+        (here / "noisy.jsonl").write_text(lines(rows))
+    if "-o run" not in script:
+        from toolbox.classify.backbones import backbone_config, new_backbone
+
+        net = new_backbone(backbone_config("cifar-resnet8", list("0123456789"), widths=[2, 3, 4]), 0)
+        net.save_pretrained(here / "run")
+        (here / "run" / "preprocessor_config.json").write_text('{"size": {"height": 8, "width": 8}}')
+        doubt = {"suggested": "1", "labels": ["1"], "p_clean": 0.4, "q_given": 0.2, "q_top": 0.6, "flagged": True}
+        (here / "run" / "samples.jsonl").write_text(
+            lines([{"id": row["id"], "label": row["label"], "dull": doubt} for row in rows])
+        )
+
+
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """Run with the tiny model as the default one; what makes ``tuned`` or ``land`` finds no such directory yet.
 
@@ -88,6 +108,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         pytest.skip("jq is not installed")
     if "longer-" in script:
         longer_files(here, script)
+    if "dull-" in script:
+        dull_files(here, script)
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")
@@ -106,6 +128,9 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     env["PATH"] = f"{shims}:{env['PATH']}"
     short = {"OBS_ITERS": "2", "MODEL_ITERS": "1", "GRAPH_ITERS": "1", "ROUNDS": "2"}  # of designs
     env |= {f"TOOLBOX_{name}": value for name, value in short.items()}
+    if "dull-" in script:  # a network for images, and few of them
+        del env["TOOLBOX_MODEL"]
+        env |= {"TOOLBOX_EPOCHS": "2", "TOOLBOX_MAX_PER_CLASS": "30"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=here, env=env, capture_output=True, text=True,
         stdin=subprocess.DEVNULL,
