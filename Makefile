@@ -94,7 +94,7 @@ coca-refactor: $(STAMP)  ## COCA: eight demo pairs annotated by the embedded mod
 coca-eval: $(STAMP)  ## COCA: the embedded model with and without the guidelines, on the demo prompts (DATA=your own)
 	$(RUN) bash recipes/coca/eval.sh $(DATA)
 
-coca-compare: $(STAMP)  ## COCA: adapters from plain and from reasoned pairs beside the untouched model (DATA=pairs of your own)
+coca-compare: $(STAMP)  ## COCA: two adapters, from plain and from reasoned pairs, judged (DATA=pairs of your own)
 	$(RUN) bash recipes/coca/compare.sh $(DATA)
 
 legit-asia: $(STAMP)  ## which experiment next: round robin and GIT on Asia, five seeds (minutes of CPU)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does the reasoning change what a model does? Safety pairs are annotated, the same pairs train two adapters, once as they
-# were and once with their five tags, and the untouched model and both answer prompts that none of them has seen.
+# were and once with their five tags, and both answer prompts that neither has seen.
 #   compare.sh [PAIRS [PROMPTS]]        ENHANCED=FILE takes pairs that are annotated already; OUT is the folder
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
