@@ -60,3 +60,32 @@ def test_wrong_posteriors_destroy_an_open_gate_and_not_a_judged_one(noisy, adjus
     assert opened[-1]["acc"] < adjusted - 0.05
     assert all(event["acting_share"] == 0 for event in judged[:-1]) or judged[-1]["gate_tripped"]
     assert judged[-1]["acc"] >= adjusted - 0.05
+
+
+def test_a_trip_is_told_once_and_ends_all_acting(noisy, tmp_path, monkeypatch):
+    """The breaker, driven by hand: open behind epoch 2, trip behind epoch 4."""
+    from toolbox.dull.safety import SafetyGate
+
+    seen = []
+
+    def judge(self, facts):
+        seen.append(facts)
+        if len(seen) == 1:
+            self.open = [True] * len(self.open)
+            return "opened"
+        if len(seen) == 3:
+            self.open, self.tripped = [False] * len(self.open), True
+            return "tripped"
+        return "kept"
+
+    monkeypatch.setattr(SafetyGate, "judge", judge)
+    trained(noisy, tmp_path / "run", epochs=6, warmup_epochs=2, ifpu_scope="all", limit=400)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert [event.get("gate") for event in epochs] == [None, "opened", "kept", "tripped", "kept", "kept"]
+    assert epochs[1]["acting_share"] > 0
+    assert [event["acting_share"] for event in epochs[3:]] == [0, 0, 0]
+    assert [event["epoch"] for event in events if event["event"] == "gate_tripped"] == [4]
+    assert events[-1]["gate_tripped"]
+    assert not any(json.loads(line)["dull"]["acted"] for line in (tmp_path / "run" / "samples.jsonl").open())
+    assert all(np.isfinite(facts.log_likelihood) and facts.rarest > 0 for facts in seen)

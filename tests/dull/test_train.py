@@ -71,6 +71,8 @@ def test_it_learns_tells_of_every_sample_once_and_keeps_the_gates_in_bounds(tool
     assert (tmp_path / "run.svg").read_bytes().startswith(b"<?xml")
     from transformers import AutoModelForImageClassification
 
+    import toolbox.classify.backbones  # noqa: F401 - the one thing that plain transformers needs
+
     config = AutoModelForImageClassification.from_pretrained(tmp_path / "run").config
     assert [config.id2label[n] for n in range(10)] == list("0123456789")
     assert config.dull["counts"] == done.rows[0]["counts"]

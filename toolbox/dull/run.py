@@ -6,7 +6,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -14,27 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox.classify.classifier import NAMED, Pixels, find_classifier, stored_pixels
+from toolbox.classify.classifier import Pixels, find_classifier
 from toolbox.classify.shots import shot_groups
+from toolbox.dull.inputs import Inputs, choose_pixels, decode_inputs, read_inputs, show_plan
 from toolbox.dull.options import Options, check, shot_bounds
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
 from toolbox.shell.records import parse_map
-from toolbox.shell.streams import JsonlWriter, display_name, process_rank
+from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.state import check_fingerprint, latest_state, read_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from toolbox.classify.images import Images
-    from toolbox.classify.manifest import Manifest
     from toolbox.dull.data import Corpus, Facts
+    from toolbox.dull.gates import Gated
 
 _PROCESSES = "number of processes"
-CIFAR10 = Pixels(32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 GATE_RATE = 10.0
 """lr_gate is so many times the learning rate, unless it is given."""
 LAST = 10
@@ -52,20 +50,12 @@ class Brief:
     held: Any = None
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What rank 0 has read: training images and, for reporting only, others."""
-
-    train: Images
-    held: Images | None
-
-
 def run(options: Options, call: Invocation) -> None:
     """Train as the options say; raises what the house's exit codes name."""
     check(options)
     renames = parse_map(options.map_fields)
     source = find_classifier(options.model, trust_remote_code=options.trust_remote_code)
-    pixels = _pixels(options, source)
+    pixels = choose_pixels(options, source)
     leader = process_rank() == 0
     with ExitStack() as stack:
         if not leader:
@@ -74,83 +64,14 @@ def run(options: Options, call: Invocation) -> None:
         out = None
         if not call.dry_run:
             out = stack.enter_context(OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume))
-        train, held, rejected = _read(options, call, renames)
+        train, held, rejected = read_inputs(options, call, renames)
         if call.dry_run:
-            _show_plan(options, call, train, held, pixels, len(rejected))
+            show_plan(options, call, train, held, pixels, len(rejected))
             return
         assert out is not None
-        inputs = _decode(options, call, train, held, pixels.size, rejected)
+        inputs = decode_inputs(options, call, train, held, pixels.size, rejected)
         brief = _brief(options, call, source, inputs, out)
         _Run(options, call, source, pixels, brief, inputs, out).go()
-
-
-def _pixels(options: Options, source: ModelSource | None) -> Pixels:
-    if source is None:
-        return replace(CIFAR10, size=options.image_size or CIFAR10.size)
-    return stored_pixels(source, options.image_size, replace(CIFAR10, size=224))
-
-
-def _read(options: Options, call: Invocation, renames: dict[str, str]) -> tuple[Manifest, Manifest | None, list[bytes]]:
-    from toolbox.dull.data import read_rows
-
-    train, rejected = read_rows(
-        options.source, call.streams, root=options.root, renames=renames, on_bad=options.on_bad, limit=options.limit
-    )
-    held = None
-    if options.eval_ is not None:
-        held, _ = read_rows(options.eval_, call.streams, root=options.root, renames=renames, on_bad="fail")
-        unknown = next((sample for sample in held.samples if sample.label not in train.labels), None)
-        if unknown is not None:
-            raise BadData(f"{unknown.place}: $.label: {unknown.label[:80]!r} is no class of the training rows",
-                          "both need the same classes")  # fmt: skip
-    return train, held, rejected
-
-
-def _decode(
-    options: Options, call: Invocation, train: Manifest, held: Manifest | None, size: int, rejected: list[bytes]
-) -> Inputs:
-    from toolbox.dull.data import decode, report_skipped
-
-    total = len(train.samples) + (len(held.samples) if held is not None else 0)
-    with call.reporter.progress("image", total) as bar:
-        images = decode(train, size, options.on_bad, rejected, lambda: bar.advance(1))
-        if len(set(images.targets.tolist())) < len(images.labels):
-            raise BadData("a class has lost all its images", "check --root", file=display_name(options.source))
-        others = None
-        if held is not None:
-            others = decode(replace(held, labels=train.labels), size, "fail", [], lambda: bar.advance(1))
-    report_skipped(rejected, options.rejects, call.reporter.warn, call.dry_run)
-    return Inputs(images, others)
-
-
-def _show_plan(
-    options: Options, call: Invocation, train: Manifest, held: Manifest | None, pixels: Pixels, skipped: int
-) -> None:
-    """``--dry-run``: counts, imbalance, steps, memory. Images are not opened."""
-    if skipped:
-        call.reporter.warn(f"{skipped} bad rows left out")
-    place = {label: number for number, label in enumerate(train.labels)}
-    counts = [0] * len(place)
-    for sample in train.samples:
-        counts[place[sample.label]] += 1
-    learned = len(train.samples) - sum(
-        max(1, round(options.holdout * n)) for n in counts if n >= 20 and options.holdout
-    )
-    steps = options.epochs * -(-learned // options.batch_size)
-    images = len(train.samples) + (len(held.samples) if held is not None else 0)
-    table = 2 * learned * (len(place) if len(place) <= 256 else 48)
-    found = {
-        "rows": len(train.samples), "holdout": len(train.samples) - learned, "classes": list(train.labels),
-        "counts": counts, "imbalance": max(counts) / min(counts), "steps": steps, "warmup_epochs": options.warm,
-        "memory_bytes": images * 3 * pixels.size**2 + table,
-    }  # fmt: skip
-    writer = JsonlWriter(call.streams)
-    writer.write({"event": "plan", "command": call.command, "settings": call.settings, **found})
-    writer.close()
-    call.reporter.note(
-        f"{found['rows']} images in {len(counts)} classes of {max(counts)} to {min(counts)}, {found['holdout']} held "
-        f"out; {steps} steps; images and posteriors take {found['memory_bytes'] / 2**20:.0f} MiB"
-    )
 
 
 def _brief(
@@ -181,6 +102,24 @@ def _weights(options: Options, source: ModelSource | None) -> str:
     from toolbox.models.facts import weights_digest
 
     return weights_digest(source) or options.model
+
+
+def make_optimizers(model: Gated, options: Options, lr_gate: float) -> tuple[list[Any], list[Any]]:
+    """The trained parameters but the gates; and their optimiser, followed by that of the gates where these are trained.
+
+    Gates go by plain SGD: neither momentum nor decay may move them.
+    """
+    import torch
+
+    weights = [p for name, p in model.named_parameters() if p.requires_grad and name != "gates"]
+    decay = options.weight_decay
+    if options.optimizer == "sgd":
+        optimizers: list[Any] = [torch.optim.SGD(weights, lr=options.lr, momentum=options.momentum, weight_decay=decay)]
+    else:
+        optimizers = [torch.optim.AdamW(weights, lr=options.lr, weight_decay=decay)]
+    if model.gates.requires_grad:
+        optimizers.append(torch.optim.SGD([{"params": [model.gates], "scale": lr_gate / options.lr}], lr=lr_gate))
+    return weights, optimizers
 
 
 class _Run:
@@ -273,14 +212,7 @@ class _Run:
         )
         lr_gate = GATE_RATE * options.lr if options.lr_gate == "auto" else float(options.lr_gate)
         press = auto_lambda(lr_gate, plan.steps) if options.lambda_gate == "auto" else float(options.lambda_gate)
-        weights = [p for name, p in model.named_parameters() if p.requires_grad and name != "gates"]
-        if options.optimizer == "sgd":
-            optimizers = [torch.optim.SGD(weights, lr=options.lr, momentum=options.momentum,
-                                          weight_decay=options.weight_decay)]  # fmt: skip
-        else:
-            optimizers = [torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)]
-        if model.gates.requires_grad:  # plain SGD: neither momentum nor decay may move a gate
-            optimizers.append(torch.optim.SGD([{"params": [model.gates], "scale": lr_gate / options.lr}], lr=lr_gate))
+        weights, optimizers = make_optimizers(model, options, lr_gate)
         prepared, *optimizers = self.accelerator.prepare(model, *optimizers)
         self.objective = DullObjective(
             self.corpus, model, average, options, self.pixels, steps=plan.steps, lambda_gate=press
@@ -486,6 +418,3 @@ class _Run:
 
 def _shots(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {facts[name]:.3f}" for name in ("many", "medium", "few") if facts.get(name) is not None)
-
-
-__all__ = ["NAMED", "Options", "run"]
