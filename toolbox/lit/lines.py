@@ -1,0 +1,122 @@
+"""The shapes of rows with images that the commands read, and of the lines they write. No numpy, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from toolbox.shell.records import Identifier, SharedTurn, Text
+
+
+class ImageLink(msgspec.Struct):
+    """An image as OpenAI's parts name it: a file name or a data URI, never an address."""
+
+    url: str
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """A piece of a message: text, or an image (its own, or the next of the row's ``images``)."""
+
+    type: Literal["text", "image", "image_url"]
+    text: str | None = None
+    image: str | None = None
+    image_url: ImageLink | str | None = None
+
+
+class Turn(msgspec.Struct):
+    """One turn; in a string ``<image>`` stands for the next image."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Part]
+
+
+Weight = Annotated[float, msgspec.Meta(gt=0)] | None
+
+
+class Pictured(msgspec.Struct, kw_only=True):
+    """What every row may carry beside its turns."""
+
+    id: Identifier = None
+    image: str | list[str] | None = None
+    images: list[str] | None = None
+    weight: Weight = None
+
+
+class PicturedMessages(Pictured, kw_only=True):
+    """Turns with roles."""
+
+    needs: ClassVar[tuple[str, ...]] = ("messages",)
+    messages: Annotated[list[Turn], msgspec.Meta(min_length=1)]
+
+
+class PicturedConversation(Pictured, kw_only=True):
+    """Turns with speakers, as in LLaVA."""
+
+    needs: ClassVar[tuple[str, ...]] = ("conversations",)
+    conversations: Annotated[list[SharedTurn], msgspec.Meta(min_length=1)]
+
+
+class PicturedPair(Pictured, kw_only=True):
+    """A prompt and its completion."""
+
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+    prompt: Text
+    completion: Text
+
+
+class Captions(msgspec.Struct, kw_only=True):
+    """An image with its captions, and perhaps the objects that are known to be in it."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "captions")
+    image: Text
+    captions: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    objects: list[str] | None = None
+    id: Identifier = None
+    weight: Weight = None
+
+
+class Caption(msgspec.Struct, kw_only=True):
+    """An image with one caption."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "caption")
+    image: Text
+    caption: Text
+    objects: list[str] | None = None
+    id: Identifier = None
+    weight: Weight = None
+
+
+TURNS: tuple[type[msgspec.Struct], ...] = (PicturedMessages, PicturedConversation, PicturedPair)
+"""Conversations about images."""
+
+CAPTIONS: tuple[type[msgspec.Struct], ...] = (Captions, Caption)
+"""Images with captions."""
+
+
+class Sentence(msgspec.Struct, kw_only=True):
+    """A sentence of user turns and how often it occurs; ``template`` may be edited."""
+
+    sentence: str
+    count: int
+    share_turns: float
+    share_rows: float
+    position: Literal["only", "first", "middle", "last"]
+    neighbours: Annotated[int, msgspec.Meta(description="distinct sentences in the same turns")]
+    template: bool
+    example: Annotated[str, msgspec.Meta(description="id of the first row that has it")]
+
+
+class ListedSentence(msgspec.Struct, kw_only=True):
+    """A line of an edited list."""
+
+    needs: ClassVar[tuple[str, ...]] = ("sentence",)
+    sentence: Text
+    template: bool = True
+
+
+class Plan(msgspec.Struct, tag="plan", tag_field="event"):
+    """``--dry-run``: what would be done."""
+
+    command: str
+    settings: dict[str, Any]
