@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lit.vlms import chats, shared_llava
 from tests.longer.logs import TINY, events, shared_folder
 
 PEOPLE = [
@@ -261,6 +262,20 @@ def _longer_score(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(shared_folder() / "run"), "--data", str(shared_folder() / "data")]
 
 
+CHATS = chats(6)
+
+
+def _lit_tune(tiny: Path, folder: Path) -> list[str]:
+    return [
+        "--model", str(shared_llava()), "--out", str(folder / "out"), "--epochs", "2", "--batch-size", "3",
+        "--lr", "1e-2",
+    ]  # fmt: skip
+
+
+def _lit_inspect(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(shared_llava())]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -314,10 +329,13 @@ CASES = {
         Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
              artefacts=("model.safetensors", "config.json")),
         Case("longer-score", REQUESTS, _longer_score, trainer=False, model=False, seeded=False, takes_messages=False),
+        Case("lit-tune", CHATS, _lit_tune, trainer=True, empty=65),
+        Case("lit-templates", CHATS, lambda tiny, folder: [], trainer=False, sums_up=True, model=False, seeded=False),
+        Case("lit-inspect", CHATS, _lit_inspect, trainer=False, model=False, seeded=False),
         Case("longer-eval", SCORED, lambda tiny, folder: [], trainer=False, stochastic=("--bootstrap", "20"),
              sums_up=True, model=False, takes_messages=False, empty=65),
     )
 }  # fmt: skip
 
-METHODS = {"coca", "landscape", "legit", "longer", "lot", "lwi"}
+METHODS = {"coca", "landscape", "legit", "lit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

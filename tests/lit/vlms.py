@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,30 @@ def tiny_llava(directory: Path, seed: int = 0, tied: bool = True) -> Path:
     model.save_pretrained(directory)
     made.save_pretrained(directory)
     return directory
+
+
+@functools.cache
+def shared_llava() -> Path:
+    """A tiny LLaVA, made once a process."""
+    import atexit
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="llava-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return tiny_llava(folder / "model")
+
+
+def chats(count: int = 6) -> list[dict[str, Any]]:
+    """Rows with an image, with text alone, with two turns; their supervised counts are very different."""
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        turns = [
+            {"from": "human", "value": ("<image>\n" if i % 3 != 2 else "") + f"What is thing {i}?{' Why?' * (i % 4)}"},
+            {"from": "gpt", "value": f"Thing {i} likes {'very ' * (2 * i % 7)}much."},
+        ]
+        if i % 2:
+            turns += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes"}]
+        row = {"id": f"c{i}", "conversations": turns, "extra": {"big": 2**70, "x": [i, None]}}
+        rows.append(row if i % 3 == 2 else {**row, "image": data_uri(i)})
+    return rows

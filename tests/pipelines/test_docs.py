@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.commands import ASIA, CASES, METHODS, SOLVED
+from tests.lit.vlms import picture, shared_llava
 from tests.longer.logs import events, shared_folder
 from tests.server import ROOT, environment
 from tests.tiny import tiny_model_dir
@@ -79,6 +80,19 @@ def longer_files(here: Path, script: str) -> None:
         (here / f"{name}.jsonl").write_text(lines(scored))
 
 
+def lit_files(here: Path) -> None:
+    """Conversations about small pictures, and a model that takes them."""
+    (here / "photos").mkdir()
+    for i in range(4):
+        picture(i).save(here / "photos" / f"{i}.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise"}]
+    chats = [{"id": f"c{i}", "image": f"{i}.png", "conversations": turns} for i in range(4)]
+    (here / "chats.jsonl").write_text(lines(chats))
+    captions = [{"image": f"{i}.png", "captions": ["Two dogs and a man.", "A cat."]} for i in range(4)]
+    (here / "captions.jsonl").write_text(lines(captions))
+    shutil.copytree(shared_llava(), here / "llava")
+
+
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """Run with the tiny model as the default one; what makes ``tuned`` or ``land`` finds no such directory yet.
 
@@ -89,6 +103,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         pytest.skip("jq is not installed")
     if "longer-" in script:
         longer_files(here, script)
+    if "lit-" in script:
+        lit_files(here)
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")

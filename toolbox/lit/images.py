@@ -94,7 +94,9 @@ class ImageStore:
                         self._warn(f"{name[:80]}: an animation, its first frame is taken")
                         image.seek(0)
                     return _to_rgb(image)
-        except (OSError, SyntaxError, ValueError, EOFError, images.DecompressionBombError) as error:
+        except images.DecompressionBombError:  # what Pillow itself refuses to open
+            raise Unreadable("hundreds of millions of pixels, more than --max-image-pixels") from None
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise Unreadable(f"cannot be decoded ({str(error)[:80]})") from None
 
     def of(self, sample: Sample) -> list[Image]:

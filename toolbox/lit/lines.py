@@ -120,3 +120,83 @@ class Plan(msgspec.Struct, tag="plan", tag_field="event"):
 
     command: str
     settings: dict[str, Any]
+
+
+class Watched(msgspec.Struct):
+    """Held-out rows: token means of −log p on either side."""
+
+    n: int
+    loss_response: float | None
+    loss_instruction: float | None
+
+
+class TuneStart(msgspec.Struct, tag="start", tag_field="event"):
+    """First event: settings in force and counts."""
+
+    command: str
+    settings: dict[str, Any]
+    rows: dict[str, int]
+    supervised: dict[str, int]
+    parameters: int
+    trainable: int
+    lr: float
+    steps: int
+    processes: int
+
+
+class TuneStep(msgspec.Struct, tag="step", tag_field="event"):
+    """One step. ``loss`` is what was minimised; the two others are plain token means and compare across modes."""
+
+    step: int
+    epoch: int
+    lr: float
+    loss: float
+    loss_response: float | None
+    loss_instruction: float | None
+    n_response: int
+    n_instruction: int
+    tokens: int
+    grad_norm: float
+    seconds: float
+    tokens_per_s: int
+
+
+class TuneEval(msgspec.Struct, tag="eval", tag_field="event"):
+    """The held-out rows after ``step`` steps."""
+
+    step: int
+    sets: dict[str, Watched]
+    seconds: float
+
+
+class Resumed(msgspec.Struct, tag="resume", tag_field="event"):
+    """The run goes on behind this step."""
+
+    step: int
+
+
+class TuneDone(msgspec.Struct, tag="done", tag_field="event"):
+    """Last event."""
+
+    model: str
+    steps: int
+    stopped: str
+    loss: float
+    loss_response: float | None
+    loss_instruction: float | None
+    before: dict[str, Watched]
+    after: dict[str, Watched]
+    seconds: float
+
+
+EVENTS: tuple[type[msgspec.Struct], ...] = (Plan, TuneStart, TuneStep, TuneEval, Resumed, TuneDone)
+
+
+class Inspected(msgspec.Struct, kw_only=True):
+    """A row and its tokens: how many of each kind, how many are learned from, and which."""
+
+    id: str
+    length: int
+    counts: dict[str, int]
+    supervised: int
+    tokens: list[tuple[int, str, str, int]] | None = None

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from toolbox.shell.errors import UsageProblem
+
 SPLITS = ("newline", "punct", "colon")
 FEWEST_TURNS = 200
 """With fewer turns no share says anything: nothing is flagged."""
@@ -37,6 +39,15 @@ def sentences(text: str, split: Collection[str] = SPLITS) -> list[tuple[int, int
     end = len(text.rstrip())
     edges = [0, *(cut for cut in cuts if 0 < cut < end and text[:cut].strip()), len(text)]
     return [(start, stop) for start, stop in pairwise(edges) if stop > start]
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """A comma list of ``SPLITS``. Raises: UsageProblem (2)."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in SPLITS:
+            raise UsageProblem(f"--split {text}: {name} is not known", f"any of {', '.join(SPLITS)}")
+    return names
 
 
 def key_of(sentence: str) -> str:

@@ -193,7 +193,7 @@ class Aligner:
             how["return_text_replacement_offsets"] = True
             more = {"images": list(images)} if images else {}
             return dict(self.processor(text=[text], **more, **how))
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             raise BadData(f"the processor refuses this row: {str(error).partition(chr(10))[0][:200]}") from None
 
     def _spell(self, text: str, spelled: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
