@@ -134,3 +134,21 @@ def chats(count: int = 6) -> list[dict[str, Any]]:
         row = {"id": f"c{i}", "conversations": turns, "extra": {"big": 2**70, "x": [i, None]}}
         rows.append(row if i % 3 == 2 else {**row, "image": data_uri(i)})
     return rows
+
+
+@functools.cache
+def shared_tower() -> Path:
+    """A tiny CLIP tower with its image processor, made once a process."""
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+    folder = shared_llava().parent / "tower"
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPVisionModel(CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=8, **sizes)).save_pretrained(
+            folder
+        )
+    side = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    CLIPImageProcessorPil(**side).save_pretrained(folder)
+    return folder

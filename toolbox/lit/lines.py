@@ -200,3 +200,108 @@ class Inspected(msgspec.Struct, kw_only=True):
     counts: dict[str, int]
     supervised: int
     tokens: list[tuple[int, str, str, int]] | None = None
+
+
+class Built(msgspec.Struct, tag="done", tag_field="event"):
+    """The model that was put together: numbers by part, tokens an image."""
+
+    parameters: int
+    parts: dict[str, int]
+    image_tokens: int
+
+
+class Objects(msgspec.Struct, kw_only=True):
+    """An image with its labelled objects."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "objects")
+    image: Text
+    objects: list[str]
+    captions: list[str] | None = None
+    id: Identifier = None
+
+
+LABELLED: tuple[type[msgspec.Struct], ...] = (Objects, *CAPTIONS)
+"""Images of which objects are known: as labels, or from captions."""
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """A question about an object in an image."""
+
+    id: str
+    image: str
+    messages: list[Turn]
+    answer: Literal["yes", "no"]
+    object: str
+    strategy: str
+
+
+class Answered(msgspec.Struct, kw_only=True):
+    """A question with its answer, or with those of several people."""
+
+    needs: ClassVar[tuple[str, ...]] = ("answer",)
+    answer: str | Annotated[list[str], msgspec.Meta(min_length=1)]
+    id: Identifier = None
+
+
+class Prediction(msgspec.Struct, kw_only=True):
+    """What a model wrote for a row."""
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    text: str
+    id: Identifier = None
+    turn: int | None = None
+
+
+class CompletionLine(msgspec.Struct, kw_only=True):
+    """The same, as other tools name it."""
+
+    needs: ClassVar[tuple[str, ...]] = ("completion",)
+    completion: str
+    id: Identifier = None
+    turn: int | None = None
+
+
+PREDICTIONS: tuple[type[msgspec.Struct], ...] = (Prediction, CompletionLine)
+REFERENCES: tuple[type[msgspec.Struct], ...] = (Answered, *TURNS, *CAPTIONS)
+"""What predictions are compared with."""
+
+
+class Figure(msgspec.Struct, kw_only=True):
+    """One figure over ``n`` rows of ``images`` images, with its 95 % interval; what belongs to it stands beside."""
+
+    metric: str
+    value: float | None
+    n: int
+    images: int
+    ci: tuple[float | None, float | None]
+
+
+class Pictures(msgspec.Struct, kw_only=True):
+    """An image, or several, with nothing said of them."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+    image: str | Annotated[list[str], msgspec.Meta(min_length=1)]
+    id: Identifier = None
+
+
+class Asking(Pictured, kw_only=True):
+    """A question without an answer."""
+
+    needs: ClassVar[tuple[str, ...]] = ("prompt",)
+    prompt: Text
+
+
+ASKABLE: tuple[type[msgspec.Struct], ...] = (*TURNS, *CAPTIONS, Asking, Pictures)
+"""What can be answered."""
+
+
+class Told(msgspec.Struct, kw_only=True):
+    """An answer: to which user turn (from 0) of which row, its text, Σ log p and number of tokens."""
+
+    id: str
+    turn: int
+    prompt: str
+    text: str
+    logprob: float
+    tokens: int
+    finish_reason: Literal["stop", "length"]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from toolbox.lit.lines import Caption, Captions, Part, PicturedConversation, PicturedMessages, PicturedPair
+from toolbox.lit.lines import Asking, Caption, Captions, Part, PicturedConversation, PicturedMessages, PicturedPair
 from toolbox.shell.errors import BadData, MissingInput, UsageProblem
 from toolbox.shell.records import Record, RecordReader, read_records
 from toolbox.shell.streams import Streams
@@ -115,7 +115,7 @@ def samples_of(record: Record, how: Reading, counts: Counts) -> list[Sample]:
     weight = 1.0 if value.weight is None else value.weight
     if isinstance(value, Captions | Caption):
         texts = value.captions if isinstance(value, Captions) else [value.caption]
-        _check_names(record, [value.image])
+        check_names(record, [value.image])
         return [
             _sample(record, (Message("user", (None,)), Message("assistant", (text,))), (value.image,), weight, place)
             for place, text in enumerate(texts)
@@ -125,7 +125,7 @@ def samples_of(record: Record, how: Reading, counts: Counts) -> list[Sample]:
     _check_turns(record, messages, how.answers)
     if len(images) > how.most_images:
         raise record.bad(f"{len(images)} images, more than --max-images-per-row {how.most_images}", None)
-    _check_names(record, images)
+    check_names(record, images)
     if how.position == "first":
         moved = [_images_first(message) for message in messages]
         counts.images_moved += moved != messages
@@ -150,6 +150,8 @@ def _turns(record: Record, value: Any) -> tuple[list[Message], list[str]]:
             turns = [(_ROLES.get(turn.speaker, turn.speaker), turn.value) for turn in value.conversations]
         case PicturedPair():
             turns = [("user", value.prompt), ("assistant", value.completion)]
+        case Asking():
+            turns = [("user", value.prompt)]
     messages: list[Message] = []
     images: list[str] = []
     used = 0
@@ -264,7 +266,8 @@ def _check_turns(record: Record, messages: Sequence[Message], answers: bool) -> 
         raise record.bad("no assistant turn to learn from", "add one")
 
 
-def _check_names(record: Record, images: Sequence[str]) -> None:
+def check_names(record: Record, images: Sequence[str]) -> None:
+    """Refuse addresses and what can be no file name. Raises: BadData."""
     for name in images:
         head = name[:16].lower()
         if "://" in name[:64] or head.startswith(("http:", "https:", "file:", "ftp:")):

@@ -29,11 +29,11 @@ def image_options(*, per_row: bool = True) -> Decorator:
     )  # fmt: skip
 
 
-def vision_model_options(*, default: str | None = "efficientnet-lite0+smollm2") -> Decorator:
-    """Which image-text model."""
+def vision_model_options(*, default: str | None = "efficientnet-lite0+smollm2", required: bool = True) -> Decorator:
+    """Which image-text model; without a default it is ``required`` or not."""
     return together(
         option("--model", "-m", group="Model", type=_ModelType("MODEL", model=True), default=default,
-               required=default is None,
+               required=default is None and required,
                help="Directory or hub id of an image-text model, or efficientnet-lite0+smollm2 (embedded parts)."),
         option("--trust-remote-code", group="Model", is_flag=True, recipe=False,
                help="Run code that comes with the model."),
