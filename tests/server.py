@@ -42,7 +42,9 @@ def _serve(path: str) -> None:
         importlib.import_module(name)
     import torch
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM  # noqa: F401
+    from transformers.models.clip import image_processing_pil_clip, modeling_clip  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
+    from transformers.models.llava import modeling_llava, processing_llava  # noqa: F401
 
     torch.set_num_threads(1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lit.vlms import chats, shared_llava, shared_tower
 from tests.longer.logs import TINY, events, shared_folder
 
 PEOPLE = [
@@ -286,6 +287,40 @@ def _longer_score(tiny: Path, folder: Path) -> list[str]:
     return ["--model", str(shared_folder() / "run"), "--data", str(shared_folder() / "data")]
 
 
+CHATS = chats(6)
+PICTURES = [
+    {"id": f"k{i}", "image": f"{i}.jpg", "captions": [f"{('A dog', 'Two cats', 'A man')[i % 3]} near a bus."]}
+    for i in range(9)
+]
+
+
+def _lit_tune(tiny: Path, folder: Path) -> list[str]:
+    return [
+        "--model", str(shared_llava()), "--out", str(folder / "out"), "--epochs", "2", "--batch-size", "3",
+        "--lr", "1e-2",
+    ]  # fmt: skip
+
+
+def _lit_build(tiny: Path, folder: Path) -> list[str]:
+    return [
+        "--vision", str(shared_tower()), "--lm", "scratch", "--vocab-from", "-", "--lm-dim", "16", "--lm-heads", "2",
+        "--out", str(folder / "out"), "--overwrite",
+    ]  # fmt: skip
+
+
+def _lit_eval(tiny: Path, folder: Path) -> list[str]:
+    (folder / "refs.jsonl").write_bytes(lines(PICTURES))
+    return ["--metric", "cider,chair", "--refs", str(folder / "refs.jsonl"), "--bootstrap", "50"]
+
+
+def _lit_generate(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(shared_llava()), "--max-new-tokens", "5"]
+
+
+def _lit_inspect(tiny: Path, folder: Path) -> list[str]:
+    return ["--model", str(shared_llava())]
+
+
 CASES = {
     case.name: case
     for case in (
@@ -345,10 +380,21 @@ CASES = {
         Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
              artefacts=("model.safetensors", "config.json")),
         Case("longer-score", REQUESTS, _longer_score, trainer=False, model=False, seeded=False, takes_messages=False),
+        Case("lit-tune", CHATS, _lit_tune, trainer=True, empty=65),
+        Case("lit-build", CHATS, _lit_build, trainer=False, sums_up=True, model=False, seeded=False, artefact=True,
+             empty=65),
+        Case("lit-eval", [{"id": f"k{i}", "text": f"A dog and {i} buses"} for i in range(9)], _lit_eval, trainer=False,
+             sums_up=True, model=False, takes_messages=False, empty=65),
+        Case("lit-generate", CHATS, _lit_generate, trainer=False, stochastic=("--temperature", "1")),
+        Case("lit-pope", PICTURES, lambda tiny, folder: ["--per-image", "1"], trainer=False, sums_up=True, model=False,
+             takes_messages=False),
+        Case("lit-templates", CHATS, lambda tiny, folder: [], trainer=False, sums_up=True, model=False, seeded=False),
+        Case("lit-inspect", CHATS, _lit_inspect, trainer=False, model=False, seeded=False),
         Case("longer-eval", SCORED, lambda tiny, folder: [], trainer=False, stochastic=("--bootstrap", "20"),
              sums_up=True, model=False, takes_messages=False, empty=65),
     )
 }  # fmt: skip
 
 METHODS = {"coca", "dull", "landscape", "legit", "longer", "lot", "lwi"}
+METHODS = {"coca", "landscape", "legit", "lit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""

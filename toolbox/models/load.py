@@ -335,20 +335,28 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 
-def load_model(source: ModelSource, *, dtype: Literal["fp32", "bf16"] = "fp32", trust_remote_code: bool = False) -> Any:
-    """The causal language model of ``source`` on the CPU, in eval mode; an adapter on top of its base.
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    trust_remote_code: bool = False,
+    family: str = "AutoModelForCausalLM",
+) -> Any:
+    """The model of ``source`` on the CPU, in eval mode; an adapter on top of its base.
+
+    ``family`` is the class of transformers that finds its architecture, by default that of causal language models.
 
     Raises: BadData (65) where it does not load or weights are missing, which transformers would draw at random.
     """
     if source.kind == "adapter":
-        return _load_adapter(source, dtype, trust_remote_code)
+        return _load_adapter(source, dtype, trust_remote_code, family)
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     where = str(prepare(source))
     with _quiet(), _loading(source):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = getattr(transformers, family).from_pretrained(
             where, dtype=kind, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
         )
     _refuse_missing(source, report)
@@ -361,16 +369,16 @@ def _refuse_missing(source: ModelSource, report: Any) -> None:
     if missing := sorted(report["missing_keys"]):
         raise BadData(
             f"the weights of {len(missing)} tensors are missing, {missing[0]} among them",
-            "not a whole causal language model, or weights of another one",
+            "not a whole model, or weights of another one",
             file=source.name,
         )
 
 
-def _load_adapter(source: ModelSource, dtype: Literal["fp32", "bf16"], trust_remote_code: bool) -> Any:
+def _load_adapter(source: ModelSource, dtype: Literal["fp32", "bf16"], trust_remote_code: bool, family: str) -> Any:
     from peft import PeftModel
 
     base = base_model(source, trust_remote_code=trust_remote_code)
-    model = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, family=family)
     with _quiet(), _loading(source), warnings.catch_warnings():
         # Of adapters that lack tensors peft only warns, and leaves those at their start.
         warnings.filterwarnings("error", message=".*missing adapter keys")

@@ -74,6 +74,8 @@ def training_options(
     lr_help: str,
     epochs_help: str = "Passes over the rows.",
     whole_model: bool = True,
+    schedule: str = "constant",
+    max_grad_norm: float = 0.0,
 ) -> Decorator:
     """The one loop's settings; the arguments are this command's defaults.
 
@@ -94,9 +96,9 @@ def training_options(
         option("--weight-decay", group="Training", type=Number(0), default=weight_decay, help="On matrices only."),
         option("--warmup", group="Training", type=Number(0), default=warmup,
                help="Linear warm-up: steps, or a share of them below 1."),
-        option("--schedule", group="Training", type=click.Choice(["constant", "linear", "cosine"]), default="constant",
+        option("--schedule", group="Training", type=click.Choice(["constant", "linear", "cosine"]), default=schedule,
                help="Learning rate after the warm-up."),
-        option("--max-grad-norm", group="Training", type=Number(0), default=0.0,
+        option("--max-grad-norm", group="Training", type=Number(0), default=max_grad_norm,
                help="Clip the gradient norm (0: off)."),
         option("--precision", group="Training", type=click.Choice(["fp32", "bf16"]), default="fp32",
                help="bf16 is autocast over fp32 weights."),

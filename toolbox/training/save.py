@@ -43,7 +43,7 @@ def save_model(
 
         save_adapter(model, directory, metadata, None if state_dict is None else _unwrapped(state_dict))
     else:
-        _save_full(directory, model, state_dict, metadata)
+        save_whole(directory, model, state_dict, metadata)
     if taught and chat.name not in ("chat", "raw"):
         tokenizer.chat_template = chat.source
     tokenizer.save_pretrained(directory)
@@ -61,7 +61,11 @@ def weights_header(
     return header(command, deciding, seed, {**inputs, **({"model": digest} if digest else {})})
 
 
-def _save_full(directory: Path, model: Any, state_dict: Mapping[str, Tensor] | None, metadata: dict[str, str]) -> None:
+def save_whole(directory: Path, model: Any, state_dict: Mapping[str, Tensor] | None, metadata: dict[str, str]) -> None:
+    """Write weights (tied ones once) and configuration of a transformers model below ``directory``.
+
+    ``state_dict``: gathered full tensors, named as in the module that wrapped the model as its ``model``.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
     from toolbox.weights.write import write_sharded

@@ -1,0 +1,47 @@
+"""The table of recipes/lit/easyvqa.sh: one line an arm and seed, then what is asserted. Who wins is printed only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def figures(path: Path) -> dict[str, dict]:
+    """The lines of lit-eval by metric."""
+    return {row["metric"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def main(folder: Path, arms: list[str]) -> None:
+    """Print the table and check the signature."""
+    names = ("accuracy [95 %]", "exact, noise", "NLL train", "test", "gap", "VC")
+    widths = (26, 14, 11, 8, 8, 8)
+    print(f"{'arm':<12}{'seed':>5}" + "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True)))
+    found: dict[tuple[str, str], dict[str, dict]] = {}
+    for arm in arms:
+        for path in sorted(folder.glob(f"{arm}-[0-9]*.figures")):
+            seed = path.stem.rpartition("-")[2]
+            one = found[arm, seed] = figures(path)
+            low, high = one["vqa"]["ci"]
+            gap, vc = one["gap"], one["vc"]
+            numbers = (vc["exact_null"], gap["nll_train"], gap["nll"], gap["value"], vc["value"])
+            cells = "".join(f"{value:>{width}.3f}" for value, width in zip(numbers, widths[1:], strict=True))
+            print(f"{arm:<12}{seed:>5}{one['vqa']['value']:>11.3f} [{low:.3f}, {high:.3f}]{cells}")
+    wrong = []
+    for seed in sorted({seed for arm, seed in found if arm == "vit"}):
+        vit, lit = found["vit", seed], found["lit", seed]
+        saved = vit["gap"]["value"] - lit["gap"]["value"]
+        print(f"seed {seed}: gap(VIT) - gap(LIT) = {saved:.3f}, "
+              f"accuracy(LIT) - accuracy(VIT) = {lit['vqa']['value'] - vit['vqa']['value']:+.3f}")  # fmt: skip
+        if saved <= 0.1:
+            wrong.append(f"seed {seed}: the gaps differ by {saved:.3f}, more than .1 was expected")
+        if vit["gap"]["nll_train"] >= lit["gap"]["nll_train"]:
+            wrong.append(f"seed {seed}: LIT fits the training answers better than VIT")
+        if vit["vqa"]["value"] <= vit["vc"]["exact_null"] + 0.1:
+            wrong.append(f"seed {seed}: VIT answers no better with the image than without")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

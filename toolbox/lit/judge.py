@@ -1,0 +1,180 @@
+"""lit-eval's figures of a model: response losses, the over-fitting gap, and what the image contributes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from toolbox.lit.build import vlm_named
+from toolbox.lit.data import Labelling, Rows
+from toolbox.lit.evaluate import Options
+from toolbox.lit.images import ImageStore
+from toolbox.lit.lines import TURNS
+from toolbox.lit.method import visual_contribution
+from toolbox.lit.rows import Counts, Reading, Sample, read_samples
+from toolbox.lit.scores import Ratio, line
+from toolbox.models.head import Head, token_nll
+from toolbox.models.spans import Aligner
+from toolbox.models.vlm import collate, find_vlm, hidden_states, inner, load_processor, load_vlm
+from toolbox.shell.command import Invocation
+from toolbox.shell.errors import BadData
+from toolbox.shell.files import atomic_file
+from toolbox.shell.records import RecordReader, parse_map, write_rejects
+from toolbox.shell.streams import JsonlWriter, display_name
+
+
+class NullStore(ImageStore):
+    """Images that show nothing of their row, of the same size: ``noise`` (a function of the row's id and the place
+    alone, so that every model sees the same), the ``mean-colour``, or the image of another row (``shuffled``)."""
+
+    def __init__(self, store: ImageStore, kind: str, samples: Sequence[Sample]) -> None:
+        self._store, self._kind = store, kind
+        pictured = [one for one in samples if one.images]
+        half = len(pictured) // 2
+        self._other = {one.id: pictured[(place + half) % len(pictured)] for place, one in enumerate(pictured)}
+
+    def of(self, sample: Sample) -> list[Any]:
+        """The null images of a row."""
+        from PIL import Image as images
+
+        if self._kind == "shuffled":
+            other = self._store.of(self._other[sample.id])
+            return [other[place % len(other)] for place in range(len(sample.images))]
+        found = []
+        for place, image in enumerate(self._store.of(sample)):
+            shape = (image.height, image.width, 3)
+            if self._kind == "noise":
+                seed = int.from_bytes(hashlib.sha256(f"{sample.id}/{place}".encode()).digest()[:8], "big")
+                pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+            else:
+                mean = np.asarray(image, dtype=np.float64).mean((0, 1)).round().astype(np.uint8)
+                pixels = np.broadcast_to(mean, shape).copy()
+            found.append(images.fromarray(pixels))
+        return found
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of each row: Σ log p of its response tokens, how many there are, and whether each is the most probable one."""
+
+    log_p: np.ndarray
+    tokens: np.ndarray
+    exact: np.ndarray
+
+
+def judge_model(options: Options, call: Invocation) -> None:
+    """Score rows with a model and write the figures."""
+    source = find_vlm(vlm_named(str(options.model), call.reporter.note), trust_remote_code=options.trust_remote_code)
+    store = ImageStore(options.image_root, options.max_image_pixels, call.reporter.warn)
+    processor = load_processor(source, trust_remote_code=options.trust_remote_code)
+    rejected: list[bytes] = []
+    test = _rows(options, call, options.file, processor, store, rejected)
+    train = None
+    if "gap" in options.metrics:
+        train = _rows(options, call, str(options.train_rows), processor, store, rejected)
+        train.rows = _sample(train.rows, len(test.rows), options.seed)
+    if options.rejects and not call.dry_run:
+        write_rejects(options.rejects, rejected)
+    writer = JsonlWriter(call.streams)
+    if call.dry_run:
+        facts = {"rows": len(test.rows)}
+        writer.write({"event": "plan", "command": call.command, "settings": call.settings, **facts})
+        writer.close()
+        return
+    model = load_vlm(source, trust_remote_code=options.trust_remote_code)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    pad = processor.tokenizer.pad_token_id or 0
+    seen = score(model, test, pad, options.batch_size)
+    images = [_image(row.sample) for row in test.rows]
+    how = {"draws": options.bootstrap, "seed": options.seed}
+    details: list[dict[str, Any]] = [
+        {"id": row.sample.id, "log_p": float(seen.log_p[n]), "tokens": int(seen.tokens[n])}
+        for n, row in enumerate(test.rows)
+    ]
+    for name in options.metrics:
+        if name == "nll":
+            ratio = Ratio(list(-seen.log_p), list(seen.tokens), images)
+            writer.write(line("nll", ratio, **how, exact=float(seen.exact.mean())))  # type: ignore[arg-type]
+        elif name == "gap":
+            assert train is not None
+            writer.write(_gap(seen, images, score(model, train, pad, options.batch_size)))
+        else:
+            null = Rows(
+                test.aligner, NullStore(store, options.null, [row.sample for row in test.rows]), test.how, keep=False
+            )
+            null.rows = [replace(row, aligned=replace(row.aligned, inputs={})) for row in test.rows]
+            blind = score(model, null, pad, options.batch_size)
+            contributed = visual_contribution(seen.log_p, blind.log_p)
+            for detail, value in zip(details, contributed, strict=True):
+                detail["vc"] = float(value)
+            ratio = Ratio(list(contributed), [1.0] * len(images), images)
+            more = {"null": options.null, "per_token": float(contributed.sum() / seen.tokens.sum()),
+                    "exact": float(seen.exact.mean()), "exact_null": float(blind.exact.mean())}  # fmt: skip
+            writer.write(line("vc", ratio, **how, **more))  # type: ignore[arg-type]
+    writer.close()
+    if options.rows_out:
+        with atomic_file(options.rows_out) as handle:
+            handle.writelines(msgspec.json.encode(row) + b"\n" for row in details)
+
+
+def _gap(test: Scored, images: Sequence[str], train: Scored) -> dict[str, Any]:
+    """Held-out less training loss; no interval: two samples of rows, each with its own loss beside it."""
+    held_out = float(-test.log_p.sum() / test.tokens.sum())
+    known = float(-train.log_p.sum() / train.tokens.sum())
+    return {"metric": "gap", "value": held_out - known, "n": len(images), "images": len(set(images)),
+            "ci": [None, None], "nll": held_out, "nll_train": known, "n_train": len(train.log_p)}  # fmt: skip
+
+
+def _rows(
+    options: Options, call: Invocation, name: str, processor: Any, store: ImageStore, rejected: list[bytes]
+) -> Rows:
+    reader = RecordReader(
+        TURNS, renames=parse_map(options.map_fields), on_bad=options.on_bad, rejects=lambda raw, _: rejected.append(raw)
+    )
+    samples = list(read_samples(name, call.streams, reader, Reading(), Counts()))
+    rows = Rows(Aligner(processor), store, Labelling(mode="vit"))
+    rows.add(samples, lambda sample, problem: reader.bad(problem, msgspec.json.encode(sample.data)))
+    if reader.skipped:
+        call.reporter.warn(f"{display_name(name)}: {reader.skipped} bad rows left out")
+    if not rows.rows:
+        raise BadData("the set is empty", "give at least one row with an answer", file=display_name(name))
+    return rows
+
+
+def _sample(rows: list[Any], count: int, seed: int) -> list[Any]:
+    if len(rows) <= count:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+    return [rows[place] for place in sorted(chosen)]
+
+
+def _image(sample: Sample) -> str:
+    return "\n".join(sample.images) or sample.id
+
+
+@torch.no_grad()
+def score(model: Any, rows: Rows, pad: int, batch_size: int) -> Scored:
+    """Log-probabilities of every row's answers, rows of like length together."""
+    count = len(rows.rows)
+    log_p, tokens, exact = np.zeros(count), np.zeros(count), np.ones(count, dtype=bool)
+    order = sorted(range(count), key=lambda place: len(rows.rows[place].aligned.ids))
+    device = next(model.parameters()).device
+    head = Head.of(inner(model))
+    for start in range(0, count, batch_size):
+        places = order[start : start + batch_size]
+        labelled = [rows.rows[place] for place in places]
+        batch = collate([rows.aligned(place) for place in places], [row.places for row in labelled], pad).to(device)
+        hidden = hidden_states(model, batch.inputs).flatten(0, 1)[batch.where]
+        nll, hits = token_nll(hidden, head, batch.labels)
+        owner = batch.row.cpu().numpy()
+        np.subtract.at(log_p, np.array(places)[owner], nll.double().cpu().numpy())
+        np.add.at(tokens, np.array(places)[owner], 1)
+        np.logical_and.at(exact, np.array(places)[owner], hits.cpu().numpy())
+    return Scored(log_p, tokens, exact)
