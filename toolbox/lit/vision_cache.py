@@ -63,7 +63,7 @@ def cached_features(
     digests: dict[str, str] = {}
     for name in (name for sample in samples for name in sample.images):
         if name not in digests:
-            digests[name] = hashlib.sha1(store.bytes_of(name)).hexdigest()  # noqa: S324: a name, no protection
+            digests[name] = hashlib.sha1(store.bytes_of(name)).hexdigest()  # a name, no protection
     table, names = _read(path, mark)
     places = {name: place for place, name in enumerate(names)}
     first_of: dict[str, str] = {}
