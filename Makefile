@@ -20,7 +20,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: coca-refactor coca-eval
 .PHONY: legit-asia legit-sachs bench-legit
 .PHONY: lwi-smollm2
-.PHONY: dull-cifar10 dull-table
+.PHONY: dull-cifar dull-table
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -107,7 +107,7 @@ lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (ab
 	$(RUN) bash recipes/lwi/smollm2.sh
 
 
-dull-cifar10: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list doubts, judge (DATA=the folder of images)
+dull-cifar: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list doubts, judge (DATA=the folder of images)
 	$(RUN) bash recipes/dull/cifar10-cpu.sh "$(DATA)"
 
 dull-table: $(STAMP)  ## DULL, its ablations and three baselines, three seeds each (DATA=the folder of images; 1.5 hours)
