@@ -22,6 +22,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: lwi-smollm2
 .PHONY: dull-cifar10 dull-table
 .PHONY: lit-easyvqa lit-smol lit-flickr8k
+.PHONY: dull-cifar dull-table
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -119,7 +120,7 @@ lit-smol: $(STAMP)  ## five steps of the real small image-text model (DATA=the f
 lit-flickr8k: $(STAMP)  ## four label modes on Flickr8k, for a GPU (DATA=its folder)
 	$(RUN) bash recipes/lit/flickr8k.sh "$(DATA)"
 
-dull-cifar10: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list doubts, judge (DATA=the folder of images)
+dull-cifar: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list doubts, judge (DATA=the folder of images)
 	$(RUN) bash recipes/dull/cifar10-cpu.sh "$(DATA)"
 
 dull-table: $(STAMP)  ## DULL, its ablations and three baselines, three seeds each (DATA=the folder of images; 1.5 hours)

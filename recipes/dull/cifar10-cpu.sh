@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CIFAR-10 with a long tail and tail-to-head noise: make it, train, list the doubts, judge. Five minutes on one core.
-#   recipes/dull/cifar10-cpu.sh IMAGES [OUT]        or: make dull-cifar10 DATA=IMAGES
+#   recipes/dull/cifar10-cpu.sh IMAGES [OUT]        or: make dull-cifar DATA=IMAGES
 # IMAGES holds cifar10_jpeg.tar.xz, cifar10n_train.jsonl.gz and cifar10_test.jsonl.gz (CIFAR-10: research use).
 set -euo pipefail
 images=${1:?the folder with cifar10_jpeg.tar.xz and its manifests}

@@ -319,9 +319,10 @@ class _Run:
         facts = event["sets"]["epoch"]
         steps = [one for one in events if one["event"] == "step" and one["epoch"] == facts["epoch"]]
         images = sum(one["images"] for one in steps) or 1
-        names = [name for name in ("loss", "loss_ce", "loss_ifd", "loss_keep", "loss_unlearn") if name in steps[-1]]
-        means = {name: sum(one[name] * one["images"] for one in steps) / images for name in names} if steps else {}
-        epoch = {"event": "epoch", "step": event["step"], "epoch": facts["epoch"], "lr": steps[-1]["lr"], **means,
+        last = steps[-1] if steps else {}
+        names = [name for name in ("loss", "loss_ce", "loss_ifd", "loss_keep", "loss_unlearn") if name in last]
+        means = {name: sum(one[name] * one["images"] for one in steps) / images for name in names}
+        epoch = {"event": "epoch", "step": event["step"], "epoch": facts["epoch"], "lr": last.get("lr"), **means,
                  **facts, "seconds": event["seconds"]}  # fmt: skip
         shown = [f"loss {means['loss']:.4f}"] if means else []
         if "acc" in facts:
