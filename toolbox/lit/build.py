@@ -166,10 +166,11 @@ def build(
         tokenizer.pad_token = tokenizer.eos_token
     if options.lm != "scratch" or lm.get_input_embeddings().num_embeddings < len(tokenizer):
         lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_PAD_TO, mean_resizing=False)
+    side = options.image_size if options.vision == "efficientnet-lite0" else tower.config.image_size
     config = LlavaConfig(
         vision_config=tower.config, text_config=lm.config, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         projector_hidden_act="gelu" if options.connector == "mlp2x_gelu" else "linear",
-        image_seq_length=(options.image_size // tower.config.patch_size) ** 2,
+        image_seq_length=(side // tower.config.patch_size) ** 2,
         tie_word_embeddings=lm.config.tie_word_embeddings, **select,
     )  # fmt: skip
     torch.manual_seed(options.seed)
