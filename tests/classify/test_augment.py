@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from toolbox.classify.augment import CIFAR_MEAN, CIFAR_STD, colour, cutout, flip, normalise, pad_crop, weak
+from toolbox.classify.augment import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    colour,
+    crop_at,
+    cutout,
+    flip,
+    flip_where,
+    normalise,
+    pad_crop,
+    weak,
+)
 from toolbox.classify.backbones import backbone_config, new_backbone
 from toolbox.classify.evaluate import accuracy, among, confusion, predict, prediction_rows
 from toolbox.classify.images import Images
@@ -86,3 +97,15 @@ def test_judging_counts_what_is_there():
     rows = list(prediction_rows(Images(samples, pixels, targets, ("a", "b", "c")), logits))
     assert [row["extra"] for row in rows] == list(range(11))
     assert sum(row["correct"] for row in rows) == int(table.diagonal().sum())
+
+
+def test_places_and_mirrors_may_be_given():
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    moved = crop_at(images, 1, torch.tensor([1, 0]), torch.tensor([1, 2]))
+    assert torch.equal(moved[0], images[0])
+    assert torch.equal(moved[1, :, 1:, :3], images[1, :, :3, 1:])
+    assert not moved[1, :, 0].any()
+    assert not moved[1, :, :, 3].any()
+    mirrored = flip_where(images, torch.tensor([True, False]))
+    assert torch.equal(mirrored[0], images[0].flip(2))
+    assert torch.equal(mirrored[1], images[1])

@@ -138,6 +138,9 @@ def test_images_that_cannot_be_had_are_counted_and_the_first_five_named_or_left_
 def test_digits_and_mnists_folders_need_no_manifest(tmp_path):
     digits = read_manifest("digits", STREAMS)
     assert (len(digits.samples), digits.labels) == (1797, tuple("0123456789"))
+    parts = [{one.id for one in read_manifest(f"digits#{name}", STREAMS).samples} for name in ("train", "test")]
+    assert [len(part) for part in parts] == [1438, 359]
+    assert parts[0] | parts[1] == {one.id for one in digits.samples}
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 5), dtype=np.uint8)
     for stem, labels in (("train", [1, 0, 1]), ("t10k", [0, 1, 0])):
         (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(

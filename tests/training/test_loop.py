@@ -228,3 +228,17 @@ def test_ranks_that_hold_different_things_save_each_its_own(tmp_path):
     again.resume(tmp_path / "step-000001")
     assert torch.equal(found[0]["mine"], torch.ones(2))
     assert [path.name for path in (tmp_path / "step-000001").glob("rank-*")] == ["rank-0000.safetensors"]
+
+
+@pytest.mark.parametrize("steps", [10, 97])
+def test_one_cycle_is_that_of_torch_and_steps_fall_where_they_should(steps):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    peer = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps, cycle_momentum=False)
+    for step in range(1, steps + 1):
+        assert learning_rate(step, steps, 0.1, 0.0, "onecycle") == pytest.approx(peer.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        if step < steps:
+            peer.step()
+    rates = [learning_rate(step, steps, 1.0, 0.0, "step", (0.4, 0.6)) for step in range(1, steps + 1)]
+    assert rates.count(1.0) == round(0.4 * steps)
+    assert sum(abs(rate - 0.01) < 1e-9 for rate in rates) == steps - round(0.6 * steps)

@@ -27,9 +27,14 @@ def _draw(count: int, high: int, images: Tensor, generator: torch.Generator) -> 
 
 def pad_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Pad with black and cut a window of the old size at a random place, another for each image."""
+    top, left = (_draw(len(images), 2 * pad + 1, images, generator) for _ in range(2))
+    return crop_at(images, pad, top, left)
+
+
+def crop_at(images: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
+    """Pad with black and cut a window of the old size at these places (n,), from 0 to twice ``pad``."""
     count, channels, height, width = images.shape
     padded = F.pad(images, (pad, pad, pad, pad))
-    top, left = (_draw(count, 2 * pad + 1, images, generator) for _ in range(2))
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
     index = rows[:, None, :, None] * padded.shape[3] + columns[:, None, None, :]
@@ -39,8 +44,12 @@ def pad_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability one half."""
-    mirrored = _draw(len(images), 2, images, generator).bool().view(-1, 1, 1, 1)
-    return torch.where(mirrored, images.flip(3), images)
+    return flip_where(images, _draw(len(images), 2, images, generator).bool())
+
+
+def flip_where(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror those images left to right for which ``mirrored`` (n,) is true."""
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:

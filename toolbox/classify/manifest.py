@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from toolbox.classify.idx import idx_pair
+from toolbox.classify.rows import IMAGE_SHAPES
 from toolbox.shell.errors import BadData, MissingInput
-from toolbox.shell.records import RecordReader, Text, read_records
+from toolbox.shell.records import RecordReader, read_records
 from toolbox.shell.streams import Streams, display_name
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -24,22 +25,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".
 
 DIGITS = 1797
 """Images of scikit-learn's digits."""
-
-
-class ImageRow(msgspec.Struct, kw_only=True):
-    """One labelled image."""
-
-    needs: ClassVar[tuple[str, ...]] = ("image", "label")
-    image: Annotated[
-        Text, msgspec.Meta(description="path below --root, data:image/png;base64,..., digits:17 or idx:FILE.gz#17")
-    ]
-    label: str | int
-    id: str | int | None = None
-    split: str | None = None
-    task: str | int | None = None
-
-
-IMAGE_SHAPES: tuple[type[msgspec.Struct], ...] = (ImageRow,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +54,34 @@ class Manifest:
 def read_manifest(
     source: str, streams: Streams, reader: RecordReader | None = None, *, root: str | None = None
 ) -> Manifest:
-    """Read ``-``, a manifest FILE, a DIR in image-folder layout, ``digits``, or ``idx:DIR`` (``idx:DIR#test``).
+    """Read ``-``, a manifest FILE, a DIR in image-folder layout, ``digits`` (``digits#train``, ``digits#test``), or
+    ``idx:DIR`` (``idx:DIR#test``).
 
     No image is opened. Raises: MissingInput (66); BadData (65) for no rows, an id that is there twice, one class only,
     or a path that leaves the root.
     """
     reader = reader if reader is not None else RecordReader(IMAGE_SHAPES)
+    samples, where = iter_samples(source, streams, reader, root=root)
+    kept = tuple(samples)
+    name = display_name(source)
+    if not kept:
+        raise BadData("is empty: holds no images", "one row, or one file, an image is expected", file=name)
+    labels = sorted_labels(sample.label for sample in kept)
+    if len(labels) < 2:
+        raise BadData(f"has one class only, {labels[0]!r}", "two or more are needed to tell apart", file=name)
+    return Manifest(kept, labels, where, reader.skipped)
+
+
+def iter_samples(
+    source: str, streams: Streams, reader: RecordReader, *, root: str | None = None
+) -> tuple[Iterator[Sample], Path]:
+    """The rows of ``read_manifest`` one after another, as they are read, and the folder that their paths start from.
+
+    Raises: as ``read_manifest``, but for what only all rows can tell (none at all, one class).
+    """
     where = Path(root) if root is not None else None
-    if source == "digits":
-        samples = _digits()
+    if source in ("digits", "digits#train", "digits#test"):
+        samples = _digits(source.partition("#")[2])
     elif source.startswith("idx:"):
         samples = _idx_folder(source.removeprefix("idx:"))
     elif source != "-" and Path(source).is_dir():
@@ -85,14 +89,7 @@ def read_manifest(
     else:
         where = where or (Path(".") if source == "-" else Path(source).parent)
         samples = _rows(source, streams, reader)
-    kept = tuple(_checked(samples, reader))
-    name = display_name(source)
-    if not kept:
-        raise BadData("holds no images", "one row, or one file, an image is expected", file=name)
-    labels = sorted_labels(sample.label for sample in kept)
-    if len(labels) < 2:
-        raise BadData(f"has one class only, {labels[0]!r}", "two or more are needed to tell apart", file=name)
-    return Manifest(kept, labels, where or Path("."), reader.skipped)
+    return _checked(samples, reader), where or Path(".")
 
 
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -155,10 +152,13 @@ def _folder(folder: Path, root: Path | None) -> Iterator[Sample]:
         raise BadData("holds no images in sub-folders", "one sub-folder a class is expected", file=str(folder))
 
 
-def _digits() -> Iterator[Sample]:
+def _digits(split: str) -> Iterator[Sample]:
+    """All digits, or without and with every fifth: scikit-learn tells no split of its own."""
     from sklearn.datasets import load_digits
 
     for number, label in enumerate(load_digits().target):
+        if split and (split == "test") != (number % 5 == 4):
+            continue
         data = {"id": str(number), "image": f"digits:{number}", "label": str(label)}
         yield Sample(data["id"], data["image"], data["label"], data, f"digits:{number}")
 

@@ -46,7 +46,7 @@ class LoopSettings:
     """How to step: schedule, clipping, splitting, saving, evaluating.
 
     ``auto_length``: with ``micro_batch="auto"``, the most that the padded lengths of one backward pass add up to.
-    ``evaluate_start``: whether the model is evaluated before the first step.
+    ``evaluate_start``: whether the model is evaluated before the first step. ``drops``: where ``step`` falls.
     """
 
     lr: float
@@ -58,14 +58,21 @@ class LoopSettings:
     save_every: int | str = "auto"
     auto_length: int = AUTO_TOKENS
     evaluate_start: bool = True
+    drops: tuple[float, ...] = (0.5,)
 
 
-def learning_rate(step: int, steps: int, lr: float, warmup: float, schedule: str) -> float:
+def learning_rate(
+    step: int, steps: int, lr: float, warmup: float, schedule: str, drops: Sequence[float] = (0.5,)
+) -> float:
     """The learning rate of ``step`` (1-based) of ``steps``.
 
     Linear from 0 over the warm-up (a number of steps, or below 1 a share of all), full at its end; then
-    ``constant``, or ``linear`` / half-``cosine`` to 0 just behind the last step.
+    ``constant``, ``linear`` / half-``cosine`` to 0 just behind the last step, or (``step``) a tenth at each of
+    ``drops``, shares of the run. ``onecycle`` has its own warm-up: torch's OneCycleLR (L. Smith and N. Topin, arXiv
+    1708.07120), by half cosines from lr/25 to lr over 30 % of the run and down to lr/250,000.
     """
+    if schedule == "onecycle":
+        return _one_cycle(step - 1, steps, lr)
     warm = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
     if step <= warm:
         return lr * step / warm
@@ -75,8 +82,18 @@ def learning_rate(step: int, steps: int, lr: float, warmup: float, schedule: str
             return lr * (1 - share)
         case "cosine":
             return lr * 0.5 * (1 + math.cos(math.pi * share))
+        case "step":
+            return lr * 0.1 ** sum(step > round(drop * steps) for drop in drops)
         case _:
             return lr
+
+
+def _one_cycle(place: int, steps: int, lr: float) -> float:
+    peak, end = 0.3 * steps - 1, steps - 1
+    low, high, share = lr / 25, lr, place / peak if peak > 0 else 1.0
+    if place > peak:
+        low, high, share = lr, lr / 25 / 1e4, (place - peak) / max(end - peak, 1)
+    return high + (low - high) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 class Loop:
@@ -191,7 +208,8 @@ class Loop:
         sums: dict[str, Tensor] = {}
         divisors: dict[str, float] = {}
         # Before the passes: an optimiser that runs inside backward needs its rate then.
-        lr = learning_rate(window.step, self.plan.steps, self.settings.lr, self.settings.warmup, self.settings.schedule)
+        how = self.settings
+        lr = learning_rate(window.step, self.plan.steps, how.lr, how.warmup, how.schedule, how.drops)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("scale", 1.0)
