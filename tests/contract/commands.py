@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.longer.logs import TINY, events, shared_folder
+from tests.lwi.pictures import picture_rows
 
 PEOPLE = [
     {
@@ -239,6 +240,14 @@ def _fuse(tiny: Path, folder: Path) -> list[str]:
     return ["-", "--root", str(folder), "--out", str(folder / "out"), "--overwrite", "--groups", "ff"]
 
 
+PICTURES = picture_rows(12)
+
+
+def _learn(tiny: Path, folder: Path) -> list[str]:
+    return ["--tasks", "2", "--task", "1", "--model", "cifar-resnet8", "--image-size", "8", "--epochs", "1",
+            "--batch-size", "4", "--out", str(folder / "out")]  # fmt: skip
+
+
 LOG = events()
 REQUESTS = [
     {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
@@ -309,6 +318,8 @@ CASES = {
         Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
              stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
              empty=65),
+        Case("lwi-train", PICTURES, _learn, trainer=True, model=False, takes_messages=False, empty=65,
+             artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
              sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, fills=True),
         Case("longer-train", [], _longer_train, trainer=True, model=False, takes_messages=False, fed=False,
