@@ -19,7 +19,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: landscape-demo landscape-lot landscape-verify
 .PHONY: coca-refactor coca-eval
 .PHONY: legit-asia legit-sachs bench-legit
-.PHONY: lwi-smollm2
+.PHONY: lwi-smollm2 lwi-tin20
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -105,6 +105,8 @@ bench-legit: $(STAMP)  ## the three forms of the graph step, and what a command 
 lwi-smollm2: $(STAMP)  ## a language model relabelled, found again and fused (about three minutes)
 	$(RUN) bash recipes/lwi/smollm2.sh
 
+lwi-tin20: $(STAMP)  ## three tasks of images learned in five ways, side by side (DATA=a folder with train/ and val/)
+	$(RUN) bash recipes/lwi/tin20-cpu.sh "$(DATA)"
 
 longer-ml100k: $(STAMP)  ## MovieLens-100K: prepare, train, score, judge (needs recbole, for its data)
 	$(RUN) bash recipes/longer/ml-100k.sh

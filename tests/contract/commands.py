@@ -248,6 +248,14 @@ def _learn(tiny: Path, folder: Path) -> list[str]:
             "--batch-size", "4", "--out", str(folder / "out")]  # fmt: skip
 
 
+def _judge(tiny: Path, folder: Path) -> list[str]:
+    from tests.lwi.states import write_states
+
+    if not (folder / "m1").exists():
+        write_states(folder, "m0", "m1")
+    return ["-", str(folder / "m0"), str(folder / "m1"), "--bootstrap", "50"]
+
+
 LOG = events()
 REQUESTS = [
     {"id": f"r{i}", "user": f"u{i % 4}", "ts": 700 + i, "labels": [1, 0, 1][: 1 + i % 3], "hour": 2,
@@ -318,6 +326,7 @@ CASES = {
         Case("lwi-fuse", [{"model": "old"}, {"model": "new", "k": 0.25}], _fuse, trainer=False,
              stochastic=("--shuffle-seed", "1"), sums_up=True, model=False, takes_messages=False, artefact=True,
              empty=65),
+        Case("lwi-eval", PICTURES, _judge, trainer=False, sums_up=True, model=False, takes_messages=False, empty=65),
         Case("lwi-train", PICTURES, _learn, trainer=True, model=False, takes_messages=False, empty=65,
              artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,

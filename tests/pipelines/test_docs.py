@@ -79,6 +79,14 @@ def longer_files(here: Path, script: str) -> None:
         (here / f"{name}.jsonl").write_text(lines(scored))
 
 
+def lwi_files(here: Path) -> None:
+    """States after two tasks of digits, untrained."""
+    from tests.lwi.states import write_states
+
+    for seed, last in enumerate(("n1", "m1")):
+        write_states(here, "d0", last, seed=seed, tasks=(("0", "1"), ("2", "3")))
+
+
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
     """Run with the tiny model as the default one; what makes ``tuned`` or ``land`` finds no such directory yet.
 
@@ -89,6 +97,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         pytest.skip("jq is not installed")
     if "longer-" in script:
         longer_files(here, script)
+    if "lwi-eval" in script and "lwi-train" not in script:
+        lwi_files(here)
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")

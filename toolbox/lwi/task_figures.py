@@ -24,3 +24,18 @@ def draw_training(events: Sequence[dict[str, Any]], paths: Sequence[str], title:
     panels = [Panel("Loss", "mean over images", losses), Panel("Accuracy", "share right", right, ylim=(0, 1))]
     for path in paths:
         curves(panels, title=title, xlabel="epoch", path=path)
+
+
+def draw_matrix(summaries: Sequence[dict[str, Any]], path: str) -> None:
+    """Average TAw and TAg and forgetting after each task, a line a series."""
+    from toolbox.plots import Panel, Series, curves
+
+    def lines(name: str) -> list[Series]:
+        return [Series(one["name"], [t + 1 for t in one["t"]], one[name]) for one in summaries]
+
+    panels = [
+        Panel("Task known (TAw)", "mean accuracy", lines("avg_taw"), ylim=(0, 1)),
+        Panel("Task not known (TAg)", "mean accuracy", lines("avg_tag"), ylim=(0, 1)),
+        Panel("Forgetting", "mean fall of TAw", lines("forgetting")),
+    ]
+    curves(panels, title="After each task", xlabel="tasks learned", path=path)
