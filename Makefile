@@ -23,6 +23,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: dull-cifar10 dull-table
 .PHONY: lit-easyvqa lit-smol lit-flickr8k
 .PHONY: dull-cifar dull-table
+.PHONY: lwi-smollm2 lwi-tin20
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -125,6 +126,8 @@ dull-cifar: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list 
 
 dull-table: $(STAMP)  ## DULL, its ablations and three baselines, three seeds each (DATA=the folder of images; 1.5 hours)
 	$(RUN) bash recipes/dull/table.sh "$(DATA)"
+lwi-tin20: $(STAMP)  ## three tasks of images learned in five ways, side by side (DATA=a folder with train/ and val/)
+	$(RUN) bash recipes/lwi/tin20-cpu.sh "$(DATA)"
 
 longer-ml100k: $(STAMP)  ## MovieLens-100K: prepare, train, score, judge (needs recbole, for its data)
 	$(RUN) bash recipes/longer/ml-100k.sh

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.lit.vlms import chats, shared_llava, shared_tower
 from tests.longer.logs import TINY, events, shared_folder
+from tests.lwi.pictures import picture_rows
 
 PEOPLE = [
     {
@@ -263,6 +264,20 @@ def _dull_eval(tiny: Path, folder: Path) -> list[str]:
 
         new_backbone(backbone_config("cifar-resnet8", ["head", "tail"], widths=[2, 3, 4]), 0).save_pretrained(path)
     return ["--model", str(path), "--image-size", "8"]
+PICTURES = picture_rows(12)
+
+
+def _learn(tiny: Path, folder: Path) -> list[str]:
+    return ["--tasks", "2", "--task", "1", "--model", "cifar-resnet8", "--image-size", "8", "--epochs", "1",
+            "--batch-size", "4", "--out", str(folder / "out")]  # fmt: skip
+
+
+def _judge(tiny: Path, folder: Path) -> list[str]:
+    from tests.lwi.states import write_states
+
+    if not (folder / "m1").exists():
+        write_states(folder, "m0", "m1")
+    return ["-", str(folder / "m0"), str(folder / "m1"), "--bootstrap", "50"]
 
 
 LOG = events()
@@ -374,6 +389,8 @@ CASES = {
         Case("dull-eval", PICTURED, _dull_eval, trainer=False, sums_up=True, model=False, seeded=False,
              takes_messages=False, empty=65),
         Case("dull-train", PICTURED, _dull_train, trainer=True, model=False, takes_messages=False, empty=65,
+        Case("lwi-eval", PICTURES, _judge, trainer=False, sums_up=True, model=False, takes_messages=False, empty=65),
+        Case("lwi-train", PICTURES, _learn, trainer=True, model=False, takes_messages=False, empty=65,
              artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("longer-prep", LOG, lambda tiny, folder: ["--out", str(folder / "out"), "--side", "cat"], trainer=False,
              sums_up=True, model=False, seeded=False, takes_messages=False, empty=65, fills=True),

