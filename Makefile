@@ -19,15 +19,13 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: landscape-demo landscape-lot landscape-verify
 .PHONY: coca-refactor coca-eval coca-compare
 .PHONY: legit-asia legit-sachs bench-legit
-.PHONY: lwi-smollm2
-.PHONY: dull-cifar10 dull-table
 .PHONY: lit-easyvqa lit-smol lit-flickr8k
 .PHONY: dull-cifar dull-table
 .PHONY: lwi-smollm2 lwi-tin20
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 setup: $(STAMP)  ## make .venv with the tested versions
 
@@ -126,6 +124,7 @@ dull-cifar: $(STAMP)  ## CIFAR-10 with tail-to-head noise: make it, train, list 
 
 dull-table: $(STAMP)  ## DULL, its ablations and three baselines, three seeds each (DATA=the folder of images; 1.5 hours)
 	$(RUN) bash recipes/dull/table.sh "$(DATA)"
+
 lwi-tin20: $(STAMP)  ## three tasks of images learned in five ways, side by side (DATA=a folder with train/ and val/)
 	$(RUN) bash recipes/lwi/tin20-cpu.sh "$(DATA)"
 

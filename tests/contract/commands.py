@@ -264,6 +264,8 @@ def _dull_eval(tiny: Path, folder: Path) -> list[str]:
 
         new_backbone(backbone_config("cifar-resnet8", ["head", "tail"], widths=[2, 3, 4]), 0).save_pretrained(path)
     return ["--model", str(path), "--image-size", "8"]
+
+
 PICTURES = picture_rows(12)
 
 
@@ -389,6 +391,7 @@ CASES = {
         Case("dull-eval", PICTURED, _dull_eval, trainer=False, sums_up=True, model=False, seeded=False,
              takes_messages=False, empty=65),
         Case("dull-train", PICTURED, _dull_train, trainer=True, model=False, takes_messages=False, empty=65,
+             artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),
         Case("lwi-eval", PICTURES, _judge, trainer=False, sums_up=True, model=False, takes_messages=False, empty=65),
         Case("lwi-train", PICTURES, _learn, trainer=True, model=False, takes_messages=False, empty=65,
              artefacts=("model.safetensors", "config.json", "preprocessor_config.json")),

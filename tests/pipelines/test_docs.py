@@ -98,6 +98,8 @@ def dull_files(here: Path, script: str) -> None:
         (here / "run" / "samples.jsonl").write_text(
             lines([{"id": row["id"], "label": row["label"], "dull": doubt} for row in rows])
         )
+
+
 def lit_files(here: Path) -> None:
     """Conversations about small pictures, and a model that takes them."""
     (here / "photos").mkdir()
@@ -113,6 +115,8 @@ def lit_files(here: Path) -> None:
     for name, text in (("answered", "Noise"), ("other", "Dog")):
         (here / f"{name}.jsonl").write_text(lines([{"id": f"c{i}", "text": text} for i in range(4)]))
     shutil.copytree(shared_llava(), here / "llava")
+
+
 def lwi_files(here: Path) -> None:
     """States after two tasks of digits, untrained."""
     from tests.lwi.states import write_states
