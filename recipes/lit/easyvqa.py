@@ -1,6 +1,6 @@
 """The table of recipes/lit/easyvqa.sh: one line an arm and seed, then what is asserted. Who wins is printed only.
 
-Losses, gap and VC are in nats an answer (its word and the end of the turn).
+Losses and gap are in nats a token of the answers (the end of the turn is one), VC in nats an answer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def main(folder: Path, arms: list[str]) -> None:
             one = found[arm, seed] = figures(path)
             low, high = one["vqa"]["ci"]
             gap, vc = one["gap"], one["vc"]
-            length = vc["value"] / vc["per_token"]  # tokens of an answer: its word and the end of the turn
-            numbers = (vc["exact_null"], *(length * gap[name] for name in ("nll_train", "nll", "value")), vc["value"])
-            one["gap"] = {**gap, "nll_train": length * gap["nll_train"], "value": length * gap["value"]}
+            numbers = (vc["exact_null"], *(gap[name] for name in ("nll_train", "nll", "value")), vc["value"])
             cells = "".join(f"{value:>{width}.3f}" for value, width in zip(numbers, widths[1:], strict=True))
             print(f"{arm:<12}{seed:>5}{one['vqa']['value']:>11.3f} [{low:.3f}, {high:.3f}]{cells}")
     wrong = []
