@@ -305,7 +305,7 @@ def _longer_score(tiny: Path, folder: Path) -> list[str]:
 
 
 CHATS = chats(6)
-PICTURES = [
+CAPTIONED = [
     {"id": f"k{i}", "image": f"{i}.jpg", "captions": [f"{('A dog', 'Two cats', 'A man')[i % 3]} near a bus."]}
     for i in range(9)
 ]
@@ -326,7 +326,7 @@ def _lit_build(tiny: Path, folder: Path) -> list[str]:
 
 
 def _lit_eval(tiny: Path, folder: Path) -> list[str]:
-    (folder / "refs.jsonl").write_bytes(lines(PICTURES))
+    (folder / "refs.jsonl").write_bytes(lines(CAPTIONED))
     return ["--metric", "cider,chair", "--refs", str(folder / "refs.jsonl"), "--bootstrap", "50"]
 
 
@@ -406,7 +406,7 @@ CASES = {
         Case("lit-eval", [{"id": f"k{i}", "text": f"A dog and {i} buses"} for i in range(9)], _lit_eval, trainer=False,
              sums_up=True, model=False, takes_messages=False, empty=65),
         Case("lit-generate", CHATS, _lit_generate, trainer=False, stochastic=("--temperature", "1")),
-        Case("lit-pope", PICTURES, lambda tiny, folder: ["--per-image", "1"], trainer=False, sums_up=True, model=False,
+        Case("lit-pope", CAPTIONED, lambda tiny, folder: ["--per-image", "1"], trainer=False, sums_up=True, model=False,
              takes_messages=False),
         Case("lit-templates", CHATS, lambda tiny, folder: [], trainer=False, sums_up=True, model=False, seeded=False),
         Case("lit-inspect", CHATS, _lit_inspect, trainer=False, model=False, seeded=False),
@@ -415,6 +415,5 @@ CASES = {
     )
 }  # fmt: skip
 
-METHODS = {"coca", "dull", "landscape", "legit", "longer", "lot", "lwi"}
-METHODS = {"coca", "landscape", "legit", "lit", "longer", "lot", "lwi"}
+METHODS = {"coca", "dull", "landscape", "legit", "lit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""
