@@ -6,9 +6,13 @@ Run as ``python -m tests.server SOCKET``; ``Client`` is the test's side.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import pkgutil
+import resource
+import select
 import signal
 import socket
 import subprocess
@@ -36,9 +40,9 @@ class Result:
         return [json.loads(line) for line in self.out.decode().splitlines()]
 
 
-def _serve(path: str) -> None:
-    for name in ("torch", "transformers", "accelerate", "safetensors.torch", "toolbox.training.finetune",
-                 "sklearn.linear_model", "sklearn.svm"):  # fmt: skip
+def _preload() -> None:
+    """Import what commands import, so that a fork has it, and keep the collector from copying those pages in each."""
+    for name in ("torch", "transformers", "accelerate", "safetensors.torch", "sklearn.linear_model", "sklearn.svm"):
         importlib.import_module(name)
     import torch
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM  # noqa: F401
@@ -46,48 +50,73 @@ def _serve(path: str) -> None:
     from transformers.models.llama import modeling_llama  # noqa: F401
     from transformers.models.llava import modeling_llava, processing_llava  # noqa: F401
 
+    import toolbox
+
     torch.set_num_threads(1)
+    for module in pkgutil.walk_packages(toolbox.__path__, "toolbox."):
+        with contextlib.suppress(ImportError):  # an extra that is not installed here
+            importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()
+
+
+def _serve(path: str) -> None:
+    _preload()
+    calls: dict[int, socket.socket] = {}
+    wake_read, wake_write = os.pipe()
+    for end in (wake_read, wake_write):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen(64)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:  # one keeper a call: it forks the command, waits for it and answers
-                listener.close()
-                _keep(connection)
-                os._exit(0)
-            connection.close()
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            ready, _, _ = select.select([listener, wake_read], [], [])
+            if wake_read in ready:
+                os.read(wake_read, 4096)
+                _answer_ended(calls)
+            if listener in ready:
+                connection, _ = listener.accept()
+                _start(connection, calls)
 
 
-def _keep(connection: socket.socket) -> None:
+def _answer_ended(calls: dict[int, socket.socket]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            pid, status = ended
+            with calls.pop(pid) as connection, contextlib.suppress(OSError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def _start(connection: socket.socket, calls: dict[int, socket.socket]) -> None:
     message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     if not fds:
+        connection.close()
         return
-    call = json.loads(message)
     child = os.fork()
     if child == 0:
-        connection.close()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
-            os.close(fd)
-        _become(call)
+        os.closerange(3, 1024)
+        _become(json.loads(message))
     for fd in fds:
         os.close(fd)
-    connection.sendall(f"{child}\n".encode())
-    status = os.waitpid(child, 0)[1]
+    calls[child] = connection
     with contextlib.suppress(OSError):
-        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        connection.sendall(f"{child}\n".encode())
 
 
 def _become(call: dict) -> None:
     os.environ.clear()
     os.environ.update(call["env"])
     os.chdir(call["cwd"])
+    if call["file_size"]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (call["file_size"], call["file_size"]))
     sys.argv = [call["command"], *call["arguments"]]
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
@@ -137,7 +166,7 @@ class Client:
 
     def start(
         self, command: str, *arguments: object, fds: tuple[int, int, int], env: dict[str, str] | None = None,
-        cwd: Path | str = ROOT,
+        cwd: Path | str = ROOT, file_size: int | None = None,
     ) -> Running:  # fmt: skip
         """Start a command on the given stdin, stdout and stderr."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -147,6 +176,7 @@ class Client:
             "arguments": [str(argument) for argument in arguments],
             "env": {**environment(), **(env or {})},
             "cwd": str(cwd),
+            "file_size": file_size,
         }
         socket.send_fds(connection, [json.dumps(call).encode()], list(fds))
         return Running(connection)
@@ -158,13 +188,15 @@ class Client:
         stdin: bytes | str | None = b"",
         env: dict[str, str] | None = None,
         cwd: Path | str = ROOT,
+        file_size: int | None = None,
     ) -> Result:
-        """Run a command to its end; ``stdin`` comes through a pipe."""
+        """Run a command to its end; ``stdin`` comes through a pipe, ``file_size`` bounds the files it writes."""
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
         began = time.monotonic()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             read_end, write_end = os.pipe()
-            running = self.start(command, *arguments, fds=(read_end, out.fileno(), err.fileno()), env=env, cwd=cwd)
+            running = self.start(command, *arguments, fds=(read_end, out.fileno(), err.fileno()), env=env, cwd=cwd,
+                                 file_size=file_size)  # fmt: skip
             os.close(read_end)
             with contextlib.suppress(BrokenPipeError), open(write_end, "wb") as feed:
                 feed.write(data)

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -190,33 +188,20 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job, tmp_path)
     assert all(bool(v.float().isfinite().all()) for k, v in load_file(state / "rank-0000.safetensors").items())
 
 
-def test_a_full_disk_at_a_checkpoint_is_74_and_the_last_state_is_intact(tiny, rows, tmp_path):
-    import resource
-
-    from tests.server import ROOT, environment
-
-    data = rows("data.jsonl", ROWS)
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # weights fit, weights with moments do not
-
-    words = [sys.executable, ROOT / "bin/lm-tune", "--model", tiny, "--out", tmp_path / "out", "--epochs", "6",
-             "--batch-size", "4", "--lr", "1e-2", data]  # fmt: skip
-    whole = subprocess.run([*words[:-1], "--out", tmp_path / "whole", data], env=environment(), capture_output=True)
-    assert whole.returncode == 0
-    first = subprocess.Popen([*words, "--save-every", "3"], env=environment(), stdout=subprocess.PIPE)
-    partial = tmp_path / "out.partial"
-    wait_for((partial / "step-000003").is_dir)
-    first.kill()
-    first.communicate()
+def test_a_full_disk_at_a_checkpoint_is_74_and_the_last_state_is_intact(tool, tiny, rows, tmp_path):
+    words = ["lm-tune", "--model", tiny, "--epochs", "6", "--batch-size", "4", "--lr", "1e-2", rows("data.jsonl", ROWS)]
+    saved = [*words, "--out", tmp_path / "out", "--save-every", "3"]
+    assert tool(*words, "--out", tmp_path / "whole").code == 0
+    with (tmp_path / "said").open("wb") as said:
+        first = tool.start(*saved, fds=(said.fileno(),) * 3)
+        partial = tmp_path / "out.partial"
+        wait_for((partial / "step-000003").is_dir)
+        kill(first)
     kept = {p.name: p.read_bytes() for p in next(partial.glob("step-*")).iterdir()}
-    full = subprocess.run(
-        [*words, "--save-every", "3", "--resume"], env=environment(), capture_output=True, preexec_fn=limit, text=True
-    )
-    assert full.returncode == 74, full.stderr
-    assert "Traceback" not in full.stderr
+    full = tool(*saved, "--resume", file_size=200_000)  # weights fit, weights with moments do not
+    assert full.code == 74, full.err
+    assert "Traceback" not in full.err
     assert {p.name: p.read_bytes() for p in next(partial.glob("step-*")).iterdir()} == kept
-    again = subprocess.run([*words, "--save-every", "3", "--resume"], env=environment(), capture_output=True)
-    assert again.returncode == 0, again.stderr
+    again = tool(*saved, "--resume")
+    assert again.code == 0, again.err
     same(tmp_path / "whole", tmp_path / "out")

@@ -38,6 +38,7 @@ def people(name: str, rows: int) -> str:
     return "".join((PEOPLE / f"{name}.jsonl").read_text().splitlines(keepends=True)[:rows])
 
 
+@pytest.mark.slow
 def test_a_real_model_learns_answers_forgets_and_keeps(tmp_path):
     """Two facts learned by heart, one forgotten by gradient ascent with SatImp weights, through pipes."""
     (tmp_path / "forget.jsonl").write_text(people("forget", 2))

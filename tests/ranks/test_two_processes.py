@@ -61,13 +61,8 @@ def jobs(rows, tiny) -> dict[str, list[str | Path]]:
     }
 
 
-SLOW = pytest.mark.slow
-"""The contract suite runs every command by two processes; here one trainer goes through all of it each time."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param("lm-tune", marks=SLOW), pytest.param("satimp-unlearn", marks=SLOW), "gru-unlearn"]
-)
+@pytest.mark.slow  # the contract suite runs one trainer by two processes each time
+@pytest.mark.parametrize("name", ["lm-tune", "satimp-unlearn", "gru-unlearn"])
 def test_processes_and_micro_batches_do_not_show(jobs, name, tmp_path, tiny, tool):
     command, *rest = jobs[name]
     script = BIN / command
