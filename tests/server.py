@@ -114,7 +114,7 @@ def _become(call: dict) -> None:
     os.environ.clear()
     os.environ.update(call["env"])
     os.chdir(call["cwd"])
-    if call["file_size"]:
+    if call.get("file_size"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (call["file_size"], call["file_size"]))
     sys.argv = [call["command"], *call["arguments"]]
