@@ -8,8 +8,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,9 @@ from toolbox.longer.options import FREE_ON_RESUME, Choices, Options, check, choo
 from toolbox.longer.parts import make_config, make_optimizers, stored_name
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
-from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
+from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.streams import JsonlWriter, process_rank
+from toolbox.training.drive import conclude, drive, record_run, repeat_done
 from toolbox.training.state import check_fingerprint, latest_state, read_state
 
 if TYPE_CHECKING:
@@ -173,7 +172,8 @@ class _Run:
         import torch
 
         if self.brief.finished:
-            self._repeat_done()
+            if self.accelerator.is_main_process:
+                repeat_done(self.call, self.writer, self.options.out)
             return
         torch.manual_seed(self.options.seed)
         train = _requests(self.options, self.config, "train")
@@ -185,7 +185,7 @@ class _Run:
             f"{self.config.arch}: {start['parameters']['dense']} dense and {start['parameters']['tables']} table "
             f"parameters, {start['requests']} requests, {start['labels']} labels, {loop.plan.steps} steps"
         )
-        events, journal = self._drive(loop, start)
+        events, journal = drive(loop, start, self.call, self.writer, self.brief.partial, self._told)
         if early is not None:
             early.restore()
         self._finish(loop, model, early, valid, events, journal, start)
@@ -273,35 +273,14 @@ class _Run:
         }
 
     # -- running ------------------------------------------------------------------------------------------------------
-    def _drive(self, loop: Any, start: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
-        from toolbox.training.journal import EVENTS_FILE, Journal
-
-        journal = None
-        events: list[dict[str, Any]] = []
-        if self.accelerator.is_main_process:
-            journal = Journal(self.writer, Path(str(self.brief.partial)) / EVENTS_FILE, loop.step)
-            events = journal.events
-            if loop.step:
-                self.call.reporter.note(f"goes on behind step {loop.step}")
-        with self.call.reporter.progress("step", loop.plan.steps) as bar:
-            bar.advance(loop.step)
-            for event in chain([] if events else [start], loop.run()):
-                self._rates(event)
-                if journal is not None:
-                    journal.write(event)
-                else:
-                    events.append(event)
-                if event["event"] == "step":
-                    bar.advance(1, f"loss {event['loss']:.4f}")
-                elif event["event"] == "eval":
-                    self.call.reporter.note(f"step {event['step']}: valid AUC {_shown(event['sets']['valid']['auc'])}")
-        return events, journal
-
-    def _rates(self, event: dict[str, Any]) -> None:
+    def _told(self, event: dict[str, Any], _: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if event["event"] == "step":
             seconds = max(event["seconds"], 1e-3)
             event["labels_per_s"] = round(event["labels"] / seconds)
             event["tokens_per_s"] = round(event["tokens"] / seconds)
+        elif event["event"] == "eval":
+            self.call.reporter.note(f"step {event['step']}: valid AUC {_shown(event['sets']['valid']['auc'])}")
+        return [event]
 
     # -- finishing ----------------------------------------------------------------------------------------------------
     def _finish(
@@ -337,22 +316,16 @@ class _Run:
             self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             assert self.out is not None
-            self._write(model, done, events, start)
-            journal.write(done)
-            journal.close()
-            if self.options.plot:
-                from toolbox.longer.figures import draw_run
-
-                draw_run(events, self.options.plot, f"{self.config.arch} ({self.call.command})")
-            self.out.commit()
-            self.writer.close()
+            assert journal is not None
+            self._write(model, done, start)
+            conclude(journal, self.out, self.writer, done, partial(self._draw, events) if self.options.plot else None)
             shown = _shown(done["test"]["auc"])
             self.call.reporter.note(
                 f"wrote {self.options.out}: test AUC {shown}, LogLoss {done['test']['logloss']:.4f}"
             )
         self.accelerator.wait_for_everyone()
 
-    def _write(self, model: Ranker, done: dict[str, Any], events: list[dict[str, Any]], start: dict[str, Any]) -> None:
+    def _write(self, model: Ranker, done: dict[str, Any], start: dict[str, Any]) -> None:
         from toolbox.longer.files import save_model
         from toolbox.weights.provenance import header
 
@@ -361,27 +334,14 @@ class _Run:
         metadata = header(self.call.command, self.options.deciding(), self.options.seed, inputs)
         tensors = {stored_name(name, self.config): one.detach() for name, one in model.named_parameters()}
         save_model(self.out.partial, self.config, tensors, metadata, Path(self.options.data))
-        record = {
-            "command": self.call.command,
-            "settings": self.call.settings,
-            "inputs": inputs,
-            "fingerprint": self.brief.fingerprint,
-            "start": {key: value for key, value in start.items() if key not in ("event", "settings", "command")},
-            "done": done,
-            "versions": {name: version(name) for name in ("toolbox-ten", "torch", "accelerate")},
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "wall_seconds": round(time.time() - self.began, 1),
-        }
-        with atomic_file(self.out.partial / RUN_FILE) as handle:
-            handle.write(json.dumps(record, indent=2).encode() + b"\n")
+        record_run(
+            self.out.partial, self.call, self.began, done, start, inputs=inputs, fingerprint=self.brief.fingerprint
+        )
 
-    def _repeat_done(self) -> None:
-        """``--resume`` of a run that is finished: say so and write its last event again."""
-        if self.accelerator.is_main_process:
-            record = json.loads((Path(self.options.out) / RUN_FILE).read_text())
-            self.call.reporter.note(f"{self.options.out} is finished; nothing to do")
-            self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
-            self.writer.close()
+    def _draw(self, events: list[dict[str, Any]]) -> None:
+        from toolbox.longer.figures import draw_run
+
+        draw_run(events, self.options.plot, f"{self.config.arch} ({self.call.command})")
 
 
 def _peak_mib(accelerator: Accelerator) -> float:

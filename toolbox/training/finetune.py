@@ -10,22 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from toolbox.models.facts import context_window, is_quantised, run_record
 from toolbox.models.load import ModelSource, base_model, find_model, load_config
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import AlreadyReported, BadData, UsageProblem
-from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
+from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.records import Row
 from toolbox.shell.streams import JsonlWriter, process_rank
-from toolbox.training.journal import EVENTS_FILE, Journal
+from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.journal import Journal
 from toolbox.training.language import (
     PROCESSES,
     WEIGHTS,
@@ -101,7 +98,8 @@ def train(
             return
         run = _Run(task, call, source, brief, out)
         if run.brief.finished:
-            run.repeat_done()
+            if run.accelerator.is_main_process:
+                repeat_done(call, run.writer, options.out)
             return
         outcome = run.go(before_commit)
         if outcome is not None and finish is not None:
@@ -180,8 +178,8 @@ class _Run:
             "template": chat.name,
         }
         self._say_start(start, source_of_rows=encoded)
-        events = self._run_loop(loop, start)
-        return self._finish(loop, model, tokenizer, chat, events, start, before_commit)
+        events, journal = self._run_loop(loop, start)
+        return self._finish(loop, model, tokenizer, chat, events, journal, start, before_commit)
 
     def _tokenizer(self) -> tuple[Any, Chat]:
         from toolbox.models.chat import Chat
@@ -319,38 +317,18 @@ class _Run:
             f"{start['steps']} steps at lr {start['lr']:g}, template {start['template']}"
         )
 
-    def _run_loop(self, loop: Any, start: dict[str, Any]) -> list[dict[str, Any]]:
+    def _run_loop(self, loop: Any, start: dict[str, Any]) -> tuple[list[dict[str, Any]], Journal | None]:
         """Drive the loop; events go to stdout, to the events file and to trackers."""
-        events: list[dict[str, Any]] = []
-        journal = None
         if self.options.tracker:
             self.accelerator.init_trackers(self.call.command, {k: str(v) for k, v in self.call.settings.items()})
-        if self.accelerator.is_main_process:
-            journal = Journal(self.writer, Path(str(self.brief.partial)) / EVENTS_FILE, loop.step)
-            events = journal.events
-            if loop.step:
-                self.reporter.note(f"goes on behind step {loop.step}")
-        try:
-            with self.reporter.progress("step", loop.plan.steps) as bar:
-                bar.advance(loop.step)
-                for event in chain([] if events else [start], loop.run()):
-                    if journal is not None:
-                        journal.write(event)
-                    else:
-                        events.append(event)
-                    self._follow(event, bar)
-        finally:
-            if journal is not None:
-                journal.close()
+        driven = drive(loop, start, self.call, self.writer, self.brief.partial, self._follow)
         if self.options.tracker:
             self.accelerator.end_training()
-        return events
+        return driven
 
-    def _follow(self, event: dict[str, Any], bar: Any) -> None:
+    def _follow(self, event: dict[str, Any], _: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from toolbox.training.loop import flat
 
-        if event["event"] == "step":
-            bar.advance(1, f"loss {event['loss']:.4f}")
         numbers = {k: v for k, v in event.items() if isinstance(v, int | float) and k != "step"}
         if event["event"] == "eval":
             numbers |= flat(event["sets"])
@@ -358,6 +336,7 @@ class _Run:
             self.reporter.note(f"step {event['step']}: {text}")
         if self.options.tracker and event["event"] in ("step", "eval"):
             self.accelerator.log(numbers, step=event["step"])
+        return [event]
 
     # -- finishing ----------------------------------------------------------------------------------------------------
     def _finish(
@@ -367,6 +346,7 @@ class _Run:
         tokenizer: Any,
         chat: Chat,
         events: list[dict[str, Any]],
+        journal: Journal | None,
         start: dict[str, Any],
         before_commit: Callable[[Outcome], None] | None,
     ) -> Outcome | None:
@@ -387,9 +367,7 @@ class _Run:
             self.accelerator.wait_for_everyone()
             return None
         assert self.out is not None
-        events.append(done)
-        with (self.out.partial / EVENTS_FILE).open("ab") as log:
-            log.write(msgspec.json.encode(done) + b"\n")
+        assert journal is not None
         inputs = dict(self.brief.digests)
         if isinstance(self.task, Adapting):
             metadata = weights_header(self.call.command, self.call.settings, self.options.seed, inputs, self.source)
@@ -402,28 +380,13 @@ class _Run:
                 source=self.source, state_dict=state_dict, adapter=self.options.lora_r > 0,
                 taught=any(row.messages is not None for rows in self.brief.train.values() for row in rows),
             )  # fmt: skip
-        record = {
-            "command": self.call.command,
-            "settings": self.call.settings,
-            "template": chat.name,
-            "system": self.options.system,
-            "base": self.options.model,
-            "inputs": inputs,
-            "fingerprint": self.brief.fingerprint,
-            "chain": [*earlier_runs(self.source), self._link(start)],
-            "start": {k: v for k, v in start.items() if k not in ("event", "settings", "command")},
-            "done": done,
-            "versions": {name: version(name) for name in ("toolbox-ten", "torch", "transformers", "accelerate")},
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "wall_seconds": round(time.time() - self.began, 1),
-        }
-        with atomic_file(self.out.partial / RUN_FILE) as handle:
-            handle.write(json.dumps(record, indent=2).encode() + b"\n")
-        if before_commit is not None:
-            before_commit(Outcome(self.out.partial, events, done, self.source))
-        self.out.commit()
-        self.writer.write(done)
-        self.writer.close()
+        record_run(
+            self.out.partial, self.call, self.began, done, start, template=chat.name, system=self.options.system,
+            base=self.options.model, inputs=inputs, fingerprint=self.brief.fingerprint,
+            chain=[*earlier_runs(self.source), self._link(start)],
+        )  # fmt: skip
+        outcome = Outcome(self.out.partial, events, done, self.source)
+        conclude(journal, self.out, self.writer, done, partial(before_commit, outcome) if before_commit else None)
         self.reporter.note(f"wrote {self.options.out} ({loop.step} steps, stopped by {loop.stopped})")
         self.accelerator.wait_for_everyone()
         return Outcome(self.out.final, events, done, self.source)
@@ -437,15 +400,6 @@ class _Run:
             "rows": start["rows"],
             "steps": start["steps"],
         }
-
-    def repeat_done(self) -> None:
-        """``--resume`` of a run that is finished: say so and write its last event again."""
-        if not self.accelerator.is_main_process:
-            return
-        record = json.loads((Path(self.options.out) / RUN_FILE).read_text())
-        self.reporter.note(f"{self.options.out} is finished; nothing to do")
-        self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
-        self.writer.close()
 
 
 def earlier_runs(source: ModelSource) -> list[dict[str, Any]]:

@@ -31,8 +31,12 @@ class Journal:
 
     def write(self, event: dict[str, Any]) -> None:
         """One more event."""
-        self.events.append(event)
         self._writer.write({key: value for key, value in event.items() if key != "log"})
+        self.keep(event)
+
+    def keep(self, event: dict[str, Any]) -> None:
+        """One more event, not for stdout."""
+        self.events.append(event)
         self._log.write(msgspec.json.encode(event) + b"\n")
         self._log.flush()
 
