@@ -63,18 +63,6 @@ def _method() -> Decorator:
     )  # fmt: skip
 
 
-def _running() -> Decorator:
-    return together(
-        option("--dtype", group="Model", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-               help="auto: bf16 on a GPU, fp32 on a CPU."),
-        option("--device", group="Model", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ..."),
-        option("--batch-size", group="Launch", type=Number(1, whole=True, words=["auto"]), default="auto",
-               help="Prompts decoded together; does not change the result."),
-        option("--window", group="Launch", type=Number(1, whole=True), default=64,
-               help="Rows read before the first one leaves."),
-    )  # fmt: skip
-
-
 @command(
     "coca-eval",
     schema=schema,
@@ -92,7 +80,7 @@ def _running() -> Decorator:
 @_method()
 @groups.model_options()
 @groups.endpoint_options()
-@_running()
+@groups.inference_options("Prompts", window=64)
 @groups.launch_options()
 @groups.seed_option("Seed of bootstrap draws; answers are greedy.")
 def main(call: Invocation, **values: Any) -> None:

@@ -98,18 +98,6 @@ def _verifying() -> Decorator:
     )  # fmt: skip
 
 
-def _running() -> Decorator:
-    return together(
-        option("--dtype", group="Model", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-               help="auto: bf16 on a GPU, fp32 on a CPU."),
-        option("--device", group="Model", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ..."),
-        option("--batch-size", group="Launch", type=Number(1, whole=True, words=["auto"]), default="auto",
-               help="Questions decoded together; does not change the result."),
-        option("--window", group="Launch", type=Number(1, whole=True), default=64,
-               help="Rows read before the first one leaves."),
-    )  # fmt: skip
-
-
 @command(
     "coca-refactor",
     schema=schema,
@@ -128,7 +116,7 @@ def _running() -> Decorator:
 @groups.model_options()
 @groups.backend_options()
 @groups.endpoint_options()
-@_running()
+@groups.inference_options("Questions", window=64)
 @groups.launch_options()
 @groups.seed_option("Seed of sampling; each try moves on by one.")
 def main(call: Invocation, **values: Any) -> None:

@@ -43,18 +43,12 @@ def check(values: dict[str, Any]) -> None:
 @groups.template_options()
 @option("--raw", group="Data", is_flag=True, help="No template at all: continue the text itself.")
 @groups.model_options()
-@option("--dtype", group="Model", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-        help="auto: bf16 on a GPU, fp32 on a CPU.")  # fmt: skip
-@option("--device", group="Model", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
 @groups.backend_options()
 @groups.endpoint_options()
 @groups.generation_options()
-@option("--batch-size", group="Launch", type=Number(1, whole=True, words=["auto"]), default="auto",
-        help="Prompts decoded together; does not change the result.")  # fmt: skip
+@groups.inference_options("Prompts", window=256)
 @option("--batch-tokens", group="Launch", type=Number(1, whole=True),
         help="Bound a batch by padded tokens, new ones included.")  # fmt: skip
-@option("--window", group="Launch", type=Number(1, whole=True), default=256,
-        help="Rows read before the first one leaves.")  # fmt: skip
 @groups.launch_options()
 def main(call: Invocation, **values: Any) -> None:
     """Complete the prompts in FILE (default: stdin) with a language model, an endpoint or stored responses.

@@ -198,6 +198,19 @@ def backend_options() -> Decorator:
     )  # fmt: skip
 
 
+def inference_options(what: str, window: int) -> Decorator:
+    """How a local model answers: precision, device, how many of ``what`` at a time, how many rows are held."""
+    return together(
+        option("--dtype", group="Model", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+               help="auto: bf16 on a GPU, fp32 on a CPU."),
+        option("--device", group="Model", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ..."),
+        option("--batch-size", group="Launch", type=Number(1, whole=True, words=["auto"]), default="auto",
+               help=f"{what} decoded together; does not change the result."),
+        option("--window", group="Launch", type=Number(1, whole=True), default=window,
+               help="Rows read before the first one leaves."),
+    )  # fmt: skip
+
+
 def endpoint_options() -> Decorator:
     """An OpenAI-compatible endpoint."""
     return together(
