@@ -50,16 +50,10 @@ def test_a_method_added_by_the_steps_of_the_page_passes_the_contract_suite(tree)
 
     python = sys.executable
     ran(python, "-m", "toolbox.shell.pages", "options", "docs/OPTIONS.md")
-    suites = [
-        "tests/contract",
-        "tests/pipelines/test_docs.py",
-        "tests/parity/test_distinct.py",
-        "tests/shell/test_pages.py",
-    ]
+    suites = ("contract", "pipelines/test_docs.py", "parity/test_distinct.py", "shell/test_pages.py")
     chosen = "distinct or test_bin_console_scripts or test_pages"
-    said = ran(
-        python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", "-k", chosen, *(f"tests/{one}" for one in suites)
-    )
+    places = [f"tests/{one}" for one in suites]
+    said = ran(python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", "-k", chosen, *places)
     passed = re.search(r"(\d+) passed", said)
     assert passed is not None
     assert int(passed[1]) > 45
