@@ -13,7 +13,7 @@ TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE T
 
 RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup demo test test-slow bench lint clean
+.PHONY: help setup demo test test-slow bench lint man completions docs install clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
 .PHONY: landscape-demo landscape-lot landscape-verify
@@ -53,8 +53,40 @@ lint: $(STAMP)  ## ruff and the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)  ## speed and memory as ratios, to bench/results.jsonl
+bench: $(STAMP)  ## speed and memory as ratios: one table, bench/results.jsonl and docs/performance.md
 	$(TEST_ENV) $(BIN)/python bench/run.py
+	$(BIN)/python bench/performance.py docs/performance.md
+
+man: $(STAMP)  ## manual pages of all commands, to build/man
+	$(BIN)/python -m toolbox.shell.pages man build/man
+
+completions: $(STAMP)  ## completions for bash, zsh and fish, to build/completions
+	$(BIN)/python -m toolbox.shell.pages completions build/completions
+
+docs: $(STAMP)  ## the pages that are generated: options, sizes, what the benches have measured
+	$(BIN)/python -m toolbox.shell.pages options docs/OPTIONS.md
+	$(BIN)/python bench/sizes.py docs/scale.md
+	$(BIN)/python bench/performance.py docs/performance.md
+
+# The executables are those of bin/, with three lines changed: they run the copy of toolbox/ below LIB by INSTALL_PYTHON,
+# which has the dependencies (this checkout's environment, or one of your choice: INSTALL_PYTHON=/opt/ml/bin/python).
+PREFIX ?= /usr/local
+INSTALL_PYTHON ?= $(CURDIR)/$(BIN)/python
+TO  := $(DESTDIR)$(PREFIX)
+LIB := lib/toolbox-ten
+
+install: man completions  ## executables, manual pages and completions below PREFIX (DESTDIR= in front of it)
+	rm -rf "$(TO)/$(LIB)" build/lib
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target "$(TO)/$(LIB)" .
+	rm -rf "$(TO)/$(LIB)/bin"
+	install -d "$(TO)/bin" "$(TO)/share/man/man1" "$(TO)/share/bash-completion/completions" \
+		"$(TO)/share/zsh/site-functions" "$(TO)/share/fish/vendor_completions.d"
+	for file in bin/*; do sed -e '1s|.*|#!$(INSTALL_PYTHON)|' -e '2s|, run from a checkout||' \
+		-e 's|\.parent\.parent)|.parent.parent / "$(LIB)")|' "$$file" > "$(TO)/$$file"; chmod 755 "$(TO)/$$file"; done
+	install -m 644 build/man/*.1 "$(TO)/share/man/man1"
+	install -m 644 build/completions/bash/* "$(TO)/share/bash-completion/completions"
+	install -m 644 build/completions/zsh/* "$(TO)/share/zsh/site-functions"
+	install -m 644 build/completions/fish/* "$(TO)/share/fish/vendor_completions.d"
 
 unlearn-tofu-small: $(STAMP)  ## TOFU in small: tune on 8 + 8 rows, forget 8 by five methods (DATA=the folder with TOFU's files)
 	$(RUN) bash recipes/unlearning/tofu-small.sh "$(DATA)"
@@ -143,5 +175,5 @@ setup-torchrec: $(STAMP)  ## sharded embedding tables on a CPU, to try longer-tr
 	$(PIP) --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict pyre-extensions torchmetrics lightning-utilities \
 		typing-inspect mypy-extensions cloudpickle orjson pyvers importlib_metadata zipp
 
-clean:  ## remove what demo and bench made
-	rm -rf demo bench/results.jsonl bench/.venv-* coca build
+clean:  ## remove what was built and what recipes made; keeps .venv and what was measured (bench/results.jsonl)
+	rm -rf demo out coca build bench/.venv-* .pytest_cache .ruff_cache .import_linter_cache

@@ -160,7 +160,8 @@ def main(words: Sequence[str]) -> int:
             try:
                 for figure in run_bench(name, BENCHES[name], asked.quick):
                     figures.append(figure)
-                    print(json.dumps({**figure.record(), **facts}, ensure_ascii=False), file=sink, flush=True)
+                    line = {"bench": name, **figure.record(), **facts}
+                    print(json.dumps(line, ensure_ascii=False), file=sink, flush=True)
             except Exception:
                 console.print_exception()
                 failed.append(name)

@@ -13,7 +13,7 @@ from bench.common import ENVIRONMENT, ROOT, Figure, Skip, alternate, in_child
 from bench.run import BENCHES, main
 
 KEYS = {
-    *("name", "value", "unit", "ratio_of", "target", "met", "spread", "repeats", "note", "skipped"),
+    *("bench", "name", "value", "unit", "ratio_of", "target", "met", "spread", "repeats", "note", "skipped"),
     *("quick", "at", "commit", "machine", "versions"),
 }
 

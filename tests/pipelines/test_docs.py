@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import ASIA, CASES, METHODS, SOLVED
+from tests.contract.commands import ABOUT_ALL, ASIA, CASES, METHODS, SOLVED
 from tests.lit.vlms import picture, shared_llava
 from tests.longer.logs import events, shared_folder
 from tests.server import ROOT, environment
@@ -24,6 +24,7 @@ PEOPLE = [
     for i in range(6)
 ]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem == path.stem.lower())
+PAGES = [path for path in PAGES if path.stem not in ABOUT_ALL]
 
 
 def lines(rows: list[dict]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import environment
+from tests.server import ROOT, environment
 from toolbox.shell import launch
 from toolbox.shell.errors import AlreadyReported, MissingInput, TryAgain, Unavailable, UsageProblem
 
@@ -195,6 +195,13 @@ def test_the_command_line_goes_to_the_workers_as_it_is(launched):
         "--num_processes", "2", "--module", "toolbox.shell.worker", "lm-tune", "--out", "x", "--", "-y",
     ]  # fmt: skip
     assert launched.seen.worker == "2"
+
+
+def test_workers_import_the_package_that_started_them(launched, variables):
+    variables["PYTHONPATH"] = "/mine"
+    launched()
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/mine"]
+    assert os.environ["PYTHONSAFEPATH"] == "1"  # not what lies in the working directory
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,7 @@ def launch(command: str, arguments: Sequence[str], processes: int | None, config
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     text = text or _configuration(processes)
+    _workers_find_us()
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as handle:
         handle.write(text)
         handle.flush()
@@ -166,6 +168,17 @@ def launch(command: str, arguments: Sequence[str], processes: int | None, config
             what = f"the launcher failed: {type(error).__name__}: {error}"
             raise TryAgain(what, "run again, or without -j") from None
         return 0
+
+
+def _workers_find_us() -> None:
+    """Let worker interpreters import this very package, not one that is installed or lies where the user stands.
+
+    ``python -m`` looks into the working directory first; an executable of ``bin/`` runs the copy beside it.
+    """
+    root = Path(__file__).resolve().parent.parent.parent
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if str(root) != sysconfig.get_path("purelib"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
 
 
 def _exit_code(code: int) -> int:
