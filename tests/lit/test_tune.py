@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.contract.commands import lines
 from tests.lit.vlms import chats, data_uri, picture, processor
-from tests.server import environment
+from tests.server import ROOT, environment
 from toolbox.lit.data import Labelling, Rows
 from toolbox.lit.images import ImageStore
 from toolbox.lit.lines import CAPTIONS, TURNS
@@ -25,6 +26,7 @@ from toolbox.lit.rows import Counts, Reading, samples_of
 from toolbox.models.load import find_model
 from toolbox.models.spans import Aligner, Kind
 from toolbox.models.vlm import NotCausal, check_causal, load_processor, load_vlm
+from toolbox.shell.errors import BadData
 from toolbox.shell.records import RecordReader
 from toolbox.training.objective import Pass
 from toolbox.training.windows import Window
@@ -34,8 +36,6 @@ SHORT = ["--epochs", "1", "--batch-size", "3", "--lr", "1e-2", "--quiet"]
 
 
 def samples(rows):
-    import io
-
     reader = RecordReader((*TURNS, *CAPTIONS))
     records = reader(io.BufferedReader(io.BytesIO(lines(rows))), "rows")
     return [one for record in records for one in samples_of(record, Reading(), Counts())]
@@ -249,61 +249,126 @@ def test_a_model_that_looks_ahead_is_refused(llava, model):
             layer.self_attn.forward = attend
 
 
-@pytest.mark.parametrize(
-    ("row", "says"),
-    [
-        ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
-         "0 <image> marks for 1 images"),
-        ({"messages": [{"role": "user", "content": "an <image>"}, {"role": "assistant", "content": "y"}]},
-         "<image> without an image"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}, "two user turns in a row"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
-         "an empty assistant turn"),
-        ({"messages": [{"role": "user", "content": "x\ue000"}, {"role": "assistant", "content": "y"}]}, "private-use"),
-        ({"image": "https://example.org/a.jpg", "caption": "x"}, "nothing is ever fetched"),
-        ({"image": "FILE:///etc/passwd", "caption": "x"}, "nothing is ever fetched"),
-        ({"image": "../outside.png", "caption": "x"}, "leads out of the image root"),
-        ({"image": "/etc/hostname", "caption": "x"}, "leads out of the image root"),
-        ({"image": "link.png", "caption": "x"}, "leads out of the image root"),
-        ({"image": "a\0.png", "caption": "x"}, "not a file name"),
-        ({"image": "none.png", "caption": "x"}, "is missing"),
-        ({"image": "cut.png", "caption": "x"}, "cannot be decoded"),
-        ({"image": "huge.png", "caption": "x"}, "pixels, more than --max-image-pixels"),
-        ({"image": "pipe", "caption": "x"}, "is no file"),
-        ({"image": "data:text/html;base64,QQ==", "caption": "x"}, "a data URI must be"),
-        ({"image": "easy-vqa:train/../../x.png", "caption": "x"}, "is no image of easy-VQA"),
-    ],
-)  # fmt: skip
-def test_hostile_rows_are_65_with_their_line(tool, llava, tmp_path, row, says):
-    import io
+HOSTILE = [
+    ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+     "0 <image> marks for 1 images"),
+    ({"messages": [{"role": "user", "content": "an <image>"}, {"role": "assistant", "content": "y"}]},
+     "<image> without an image"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}, "two user turns in a row"),
+    ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
+     "an empty assistant turn"),
+    ({"messages": [{"role": "user", "content": "x\ue000"}, {"role": "assistant", "content": "y"}]}, "private-use"),
+    ({"image": "https://example.org/a.jpg", "caption": "x"}, "nothing is ever fetched"),
+    ({"image": "FILE:///etc/passwd", "caption": "x"}, "nothing is ever fetched"),
+    ({"image": "../outside.png", "caption": "x"}, "leads out of the image root"),
+    ({"image": "/etc/hostname", "caption": "x"}, "leads out of the image root"),
+    ({"image": "link.png", "caption": "x"}, "leads out of the image root"),
+    ({"image": "a\0.png", "caption": "x"}, "not a file name"),
+    ({"image": "none.png", "caption": "x"}, "is missing"),
+    ({"image": "cut.png", "caption": "x"}, "cannot be decoded"),
+    ({"image": "huge.png", "caption": "x"}, "pixels, more than --max-image-pixels"),
+    ({"image": "pipe", "caption": "x"}, "is no file"),
+    ({"image": "data:text/html;base64,QQ==", "caption": "x"}, "a data URI must be"),
+    ({"image": "easy-vqa:train/../../x.png", "caption": "x"}, "is no image of easy-VQA"),
+]  # fmt: skip
+GOOD = {"id": "g", "image": "good.png", "captions": ["fine"]}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """An image root with a good image, a cut one, a link out of it, a pipe, and 900 million pixels in a small file."""
     import zlib
 
-    root = tmp_path / "root"
-    root.mkdir()
+    folder = tmp_path / "root"
+    folder.mkdir()
     picture().save(tmp_path / "outside.png")
-    picture().save(root / "good.png")
-    (root / "link.png").symlink_to(tmp_path / "outside.png")
-    (root / "cut.png").write_bytes((root / "good.png").read_bytes()[:300])
-    os.mkfifo(root / "pipe")
-    head = io.BytesIO()
-    picture().save(head, "PNG")
-    bomb = bytearray(head.getvalue())
-    bomb[16:24] = (30000).to_bytes(4, "big") * 2
-    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
-    (root / "huge.png").write_bytes(bytes(bomb))
-    good = {"id": "g", "image": "good.png", "captions": ["fine"]}
-    text = lines([good, row])
-    done = tool("lit-tune", "--model", llava, "--out", tmp_path / "out", "--image-root", root, "--stage", "pretrain",
-                *SHORT, stdin=text)  # fmt: skip
+    picture().save(folder / "good.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:300])
+    os.mkfifo(folder / "pipe")
+    squeeze = zlib.compressobj(1)
+    data = b"".join(squeeze.compress(bytes(375100)) for _ in range(300)) + squeeze.flush()
+    header = (30000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    chunks = b""
+    for name, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        chunks += len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return folder
+
+
+_OPENED: list[tuple[str, str]] | None = None
+
+
+def _watch(event: str, given: tuple) -> None:
+    if _OPENED is not None and (event == "open" or event.startswith("socket.")):
+        _OPENED.append((event, os.path.realpath(given[0]) if event == "open" and isinstance(given[0], str) else ""))
+
+
+def test_hostile_rows_are_65_with_their_line_and_nothing_is_opened_outside_the_root(root):
+    """As lit-tune reads rows, in this process, so that what it opens can be watched."""
+    global _OPENED  # a hook cannot be taken out again: it sleeps
+    sys.addaudithook(_watch)
+    aligner, store = Aligner(processor()), ImageStore(str(root))
+    told: list[BadData] = []
+    keep = lambda raw, problem: told.append(problem)  # noqa: E731
+    reader = RecordReader((*TURNS, *CAPTIONS), on_bad="skip", rejects=keep)
+    rows = Rows(aligner, store, Labelling(stage="pretrain"))
+    text = lines([GOOD, *(row for row, _ in HOSTILE), {**GOOD, "id": "last"}])
+    _OPENED = []
+    try:
+        records = reader(io.BufferedReader(io.BytesIO(text)), "rows")  # type: ignore[arg-type]
+        for record in records:
+            try:
+                rows.add(samples_of(record, Reading(), Counts()), lambda sample, problem: told.append(problem))
+            except BadData as problem:
+                told.append(problem)
+        seen = _OPENED
+    finally:
+        _OPENED = None
+    assert [row.sample.id for row in rows.rows] == ["g", "last"]
+    assert [(problem.exit_code, problem.file, problem.line) for problem in told] == [
+        (65, "rows", number) for number in range(2, 2 + len(HOSTILE))
+    ]
+    for problem, (row, says) in zip(told, HOSTILE, strict=True):
+        assert says in problem.reason, row
+    libraries = (sys.prefix, sys.base_prefix, *map(os.path.realpath, (sys.prefix, *sys.path[1:])))
+    opened = {path for event, path in seen if event == "open" and not path.startswith(libraries)}
+    assert opened <= {str(root / name) for name in ("good.png", "cut.png", "huge.png")}
+    assert not [event for event, _ in seen if event.startswith("socket.")]
+
+
+def test_a_hostile_row_ends_the_command_with_65_or_is_skipped(tool, llava, root, tmp_path):
+    words = ["lit-tune", "--model", llava, "--out", tmp_path / "out", "--image-root", root, "--stage", "pretrain"]
+    done = tool(*words, *SHORT, stdin=lines([GOOD, {"image": "link.png", "caption": "x"}]))
     assert (done.code, done.out) == (65, b""), done.err
     assert done.err.startswith("lit-tune: stdin:2:")
-    assert says in done.err
     assert not (tmp_path / "out").exists()
-    if says == "is missing":
-        skipped = tool("lit-tune", "--model", llava, "--out", tmp_path / "out", "--image-root", root, "--dry-run",
-                       "--stage", "pretrain", *SHORT, "--on-bad", "skip", stdin=text)  # fmt: skip
-        assert (skipped.code, skipped.rows[0]["rows"]) == (0, 1), skipped.err
+    text = lines([GOOD, *(row for row, _ in HOSTILE)])
+    skipped = tool(*words, "--dry-run", *SHORT, "--on-bad", "skip", stdin=text)
+    assert (skipped.code, skipped.rows[0]["rows"]) == (0, 1), skipped.err
+    assert f"{len(HOSTILE)} bad rows left out" in skipped.err
+
+
+@pytest.mark.slow
+def test_hostile_rows_take_little_memory(llava, root, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(lines([GOOD, *(row for row, _ in HOSTILE)]))
+    code = """
+import sys
+from toolbox.commands.lit_tune import main
+try:
+    main()
+finally:
+    print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
+"""
+    words = [tmp_path / "rows.jsonl", "--model", llava, "--out", tmp_path / "out", "--image-root", root, "--dry-run",
+             "--stage", "pretrain", "--on-bad", "skip", "--quiet"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True,
+        env={**environment(), "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.split()[-1]) < 1.5e6  # kB
 
 
 def test_options_that_do_not_fit_together_are_2(tool, llava, tmp_path):

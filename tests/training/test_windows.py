@@ -31,6 +31,26 @@ def test_a_window_is_a_function_of_seed_and_step_alone():
     assert [plan(seed=1).window(step) for step in range(1, 10)] != forwards
 
 
+def test_grouped_windows_hold_every_row_once_pad_less_and_depend_on_seed_and_step_alone():
+    lengths = [(7 * row) % 97 for row in range(403)]
+    grouped = Plan(Stream("forget", 403, 8), (), 2, 0, lengths)
+    windows = [grouped.window(step).rows["forget"] for step in range(1, 103)]
+    for epoch in (windows[:51], windows[51:]):
+        assert sorted(row for window in epoch for row in window) == list(range(403))
+        assert [len(window) for window in epoch] == [8] * 50 + [3]
+
+    def padding(windows):
+        return sum(max(lengths[row] for row in window) - lengths[row] for window in windows for row in window)
+
+    plain = [plan(403, 8, 2).window(step).rows["forget"] for step in range(1, 103)]
+    assert padding(windows) < padding(plain) / 10
+    firsts = [lengths[window[0]] for window in windows[:50]]
+    assert firsts != sorted(firsts, reverse=True)
+    assert windows[:51] != windows[51:]
+    again = Plan(Stream("forget", 403, 8), (), 2, 0, lengths)
+    assert [again.window(step).rows["forget"] for step in (100, 3)] == [windows[99], windows[2]]
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 2), (1, 3), (1.3, 4), (1 / 3, 1), (1e-9, 1)])
 def test_fractional_epochs_round_steps_up(epochs, steps):
     assert plan(epochs=epochs).steps == steps

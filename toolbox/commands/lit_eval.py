@@ -39,6 +39,8 @@ def schema() -> dict[str, Any]:
 @option("--metric", group="Method", required=True, metavar="LIST",
         help="Of predictions: cider, chair, pope, vqa; of a model: vc, nll, gap.")  # fmt: skip
 @option("--strict", group="Method", is_flag=True, help="POPE: an answer that is neither yes nor no is wrong.")
+@option("--tokenizer", group="Method", type=click.Choice(["simple", "ptb"]), default="simple",
+        help="CIDEr: plain words, or Stanford's tokens (needs pycocoevalcap and Java).")  # fmt: skip
 @option("--chair-synonyms", group="Method", type=PathType(),
         help="Words for objects, one class a line (default: the 80 of COCO).")  # fmt: skip
 @option("--chair-drop", group="Method", default="", metavar="LIST", help="Words to leave out of that list.")

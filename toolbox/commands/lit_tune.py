@@ -52,6 +52,8 @@ def _parts() -> Decorator:
         option("--max-length", group="Data", type=Number(2, whole=True), default=2048, help="Longest row in tokens."),
         option("--overlong", group="Data", type=click.Choice(["drop", "truncate-response", "error"]), default="drop",
                help="What becomes of longer rows; an image is never cut."),
+        option("--group-by-length", group="Training", is_flag=True,
+               help="Rows of like length in a step: less padding, less evenly mixed steps."),
     )  # fmt: skip
 
 

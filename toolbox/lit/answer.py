@@ -1,37 +1,35 @@
-"""lit-generate: the job. Rows with images in, answers out, in order.
-
-Batches are cut from a window of the input before they are shared among ranks, so that the number of processes does not
-show in the output.
-"""
+"""lit-generate: the job. Rows with images in, answers out, in order; or, with ``--propose``, new rows to learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import msgspec
-
 from toolbox.lit.build import DEFAULT, vlm_named
-from toolbox.lit.data import turns_of
 from toolbox.lit.images import ImageStore
-from toolbox.lit.lines import ASKABLE, CAPTIONS, Pictures
-from toolbox.lit.rows import Counts, Message, Reading, Sample, check_names, records_of, samples_of
-from toolbox.models.spans import Aligned, Aligner
-from toolbox.models.vlm import find_vlm, load_processor, load_vlm
+from toolbox.lit.questions import Question, Questions, content_of
+from toolbox.models.backends import check_backend, service_of
+from toolbox.models.generate import Completion, Decoding
+from toolbox.models.replay import Replay
+from toolbox.models.responses import ResponseLog
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData
-from toolbox.shell.records import Record, RecordReader, parse_map, write_rejects
-from toolbox.shell.streams import JsonlWriter, display_name, process_rank
+from toolbox.shell.errors import UsageProblem
+from toolbox.shell.streams import JsonlWriter, process_rank
 
-WINDOW = 64
-"""Rows read before the first one leaves."""
+_HERE = frozenset(
+    {"trust_remote_code", "dtype", "batch_size", "threads", "num_processes", "accelerate", "control_tokens", "propose",
+     "suffix"}
+)  # fmt: skip
+_ASKING = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed", "log", "resume"})
+"""Options that only a model here has a use for, and those that stored responses have none for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """lit-generate's options."""
+    """lit-generate's options; ``given`` names those that were typed or set by a recipe."""
 
     file: str = "-"
     map_fields: tuple[str, ...] = ()
@@ -41,193 +39,212 @@ class Options:
     max_image_pixels: float = 50e6
     max_images_per_row: int = 8
     limit: int | None = None
+    backend: str = "local"
     model: str = DEFAULT
     trust_remote_code: bool = False
+    log: str | None = None
+    resume: bool = False
+    replay: str | None = None
     prompt: str | None = None
     all_turns: bool = False
+    propose: int = 0
+    suffix: str = ""
     image_position: str = "first"
     control_tokens: str = "escape"
     max_new_tokens: int = 64
-    temperature: float = 0.0
+    temperature: float | None = None
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     batch_size: int = 8
     dtype: str = "auto"
     seed: int = 0
     threads: int | None = None
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    rpm: float | None = None
+    timeout: float = 600.0
+    retries: int = 6
+    given: frozenset[str] = frozenset()
+
+    def decoding(self) -> Decoding:
+        """How the tokens of an answer are chosen; of a model here their log-probabilities are told."""
+        drawn = 0.0 if self.propose or self.temperature is None else self.temperature
+        return Decoding(self.max_new_tokens, drawn, self.top_p, self.stop, self.seed, self.backend == "local")
+
+    def drawing(self) -> Decoding:
+        """How the tokens of a proposed question are chosen."""
+        heat = 1.0 if self.temperature is None else self.temperature
+        return Decoding(self.max_new_tokens, heat, self.top_p, ("\n",), self.seed, True)
 
 
-class Question(msgspec.Struct):
-    """One answer that is asked for; ``index`` is its place in the output."""
-
-    index: int
-    turn: int
-    sample: Sample
-
-
-class Answer(msgspec.Struct, array_like=True):
-    """One answer on its way back."""
-
-    index: int
-    text: str
-    logprob: float
-    tokens: int
-    finish_reason: str
+def check(options: Options) -> None:
+    """What does not fit together."""
+    check_backend(options, Options.model, here=_HERE, asking=_ASKING)
+    if options.propose and (options.prompt is not None or options.all_turns):
+        raise UsageProblem("--propose asks questions of its own", "leave --prompt and --all-turns out")
+    if options.propose > 1 and options.temperature == 0:
+        raise UsageProblem(
+            f"--propose {options.propose} with --temperature 0 would ask {options.propose} equal questions",
+            "leave --temperature out: questions are drawn at 1",
+        )
+    if options.suffix and not options.propose:
+        raise UsageProblem("--suffix is put behind proposed questions", "it needs --propose N")
 
 
 def run(options: Options, call: Invocation) -> None:
     """Answer every row."""
+    leader = process_rank() == 0
+    if options.backend != "local" and not leader:
+        return  # rank 0 says why
+    check(options)
+    with contextlib.ExitStack() as stack:
+        if options.backend == "local":
+            _local(options, call, stack, leader)
+        else:
+            _remote(options, call, stack)
+
+
+# -- a model here -----------------------------------------------------------------------------------------------------
+def _local(options: Options, call: Invocation, stack: contextlib.ExitStack, leader: bool) -> None:
+    from toolbox.lit.answer_local import prompt_of
+    from toolbox.models.spans import Aligner
+    from toolbox.models.vlm import find_vlm, load_processor
+
     source = find_vlm(vlm_named(options.model, call.reporter.note), trust_remote_code=options.trust_remote_code)
     store = ImageStore(options.image_root, options.max_image_pixels, call.reporter.warn)
     processor = load_processor(source, trust_remote_code=options.trust_remote_code)
     aligner = Aligner(processor, options.control_tokens)  # type: ignore[arg-type]
-    asking = _Asking(options, call, aligner, store)
-    leader = process_rank() == 0
+    opens = bool(options.propose)
+    questions = Questions(options, call, lambda sample: prompt_of(aligner, store, sample, opens))
     if call.dry_run:
         if leader:
-            count = sum(1 for _ in asking.questions())
-            asking.finish()
-            writer = JsonlWriter(call.streams)
-            writer.write({"event": "plan", "command": call.command, "settings": call.settings, "answers": count})
-            writer.close()
+            _plan(questions, call)
         return
-    from toolbox.training.processes import broadcast_bytes, gather_bytes, start_processes
+    from toolbox.lit.answer_local import LocalAnswers
+    from toolbox.training.processes import start_processes
 
-    accelerator = start_processes("fp32")
+    log = _open_log(options, call, stack) if leader else None
+    answers = LocalAnswers(options, source, aligner, store, start_processes("fp32"), log)
+    if not leader:
+        answers.serve()
+        return
     writer = JsonlWriter(call.streams)
-    questions = asking.questions() if leader else iter(())
-    backend = None
-    while True:
-        window = list(islice(questions, WINDOW)) if leader else []
-        sent = [Question(one.index, one.turn, replace(one.sample, data={})) for one in window]
-        sent = msgspec.json.decode(
-            broadcast_bytes(accelerator, msgspec.json.encode(sent) if leader else None), type=list[Question]
-        )
-        if not sent:
-            break
-        if backend is None:  # no model for no rows
-            backend = _backend(source, options, aligner, accelerator)
-        mine = _answers(sent, backend, aligner, store, options, accelerator)
-        parts = gather_bytes(accelerator, msgspec.json.encode(mine))
-        if leader:
-            found = [one for part in parts for one in msgspec.json.decode(part, type=list[Answer])]
-            _write(writer, window, {one.index: one for one in found})
-    if leader:
-        writer.close()
-        asking.finish()
+    made = _proposals if options.propose else _answers
+    with call.reporter.progress("row", None) as bar:
+        for count, rows in made(options, call, questions, answers):
+            _write(writer, rows)
+            bar.advance(count)
+    answers.close()
+    writer.close()
+    questions.finish()
 
 
-def _backend(source: Any, options: Options, aligner: Aligner, accelerator: Any) -> Any:
-    from toolbox.models.vision_generate import VisionBackend, end_ids
-
-    dtype = options.dtype if options.dtype != "auto" else "bf16" if accelerator.device.type == "cuda" else "fp32"
-    model = load_vlm(source, dtype=dtype, trust_remote_code=options.trust_remote_code)  # type: ignore[arg-type]
-    model = model.to(accelerator.device)
-    return VisionBackend(model, aligner.tokenizer, end_ids=end_ids(aligner), batch_size=options.batch_size)
+def _windows(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    source = iter(questions)
+    while window := list(islice(source, size)):
+        yield window
 
 
-class _Asking:
-    """The questions of the input, checked: prompts are aligned with their images before anything is asked."""
-
-    def __init__(self, options: Options, call: Invocation, aligner: Aligner, store: ImageStore) -> None:
-        self.options, self.call, self.aligner, self.store = options, call, aligner, store
-        self.rejected: list[bytes] = []
-        self.reader = RecordReader(
-            ASKABLE, renames=parse_map(options.map_fields), on_bad=options.on_bad,
-            rejects=lambda raw, _: self.rejected.append(raw),
-        )  # fmt: skip
-
-    def questions(self) -> Iterator[Question]:
-        """In the order of the input."""
-        index = 0
-        for record in islice(records_of(self.options.file, self.call.streams, self.reader), self.options.limit):
-            try:
-                found = [(turn, sample) for turn, sample in self._of(record)]
-                for _, sample in found:
-                    prompt_of(self.aligner, self.store, sample)
-            except BadData as problem:
-                if problem.exit_code != BadData.exit_code:
-                    raise
-                self.reader.bad(problem, msgspec.json.encode(record.data))
-                continue
-            for turn, sample in found:
-                yield Question(index, turn, sample)
-                index += 1
-
-    def finish(self) -> None:
-        """Say what was left out."""
-        if self.reader.skipped:
-            self.call.reporter.warn(f"{display_name(self.options.file)}: {self.reader.skipped} bad rows left out")
-        if self.options.rejects and not self.call.dry_run:
-            write_rejects(self.options.rejects, self.rejected)
-
-    def _of(self, record: Record) -> list[tuple[int, Sample]]:
-        if isinstance(record.value, (*CAPTIONS, Pictures)):
-            if self.options.prompt is None:
-                raise record.bad("a row with no question", "give --prompt TEXT")
-            image = record.value.image
-            names = (image,) if isinstance(image, str) else tuple(image)
-            check_names(record, names)
-            parts = (*([None] * len(names)), self.options.prompt)
-            sample = Sample(
-                record.id, (Message("user", parts),), names, record.file, record.line, record.index, data=record.data
-            )
-            return [(0, sample)]
-        how = Reading(self.options.image_position, self.options.max_images_per_row, answers=False)  # type: ignore[arg-type]
-        (sample,) = samples_of(record, how, Counts())
-        asked = [place for place, message in enumerate(sample.messages) if message.role == "user"]
-        turns = list(enumerate(asked))
-        return [(turn, _until(sample, place)) for turn, place in (turns if self.options.all_turns else turns[-1:])]
+Batches = Iterator[tuple[int, list[dict[str, Any]]]]
 
 
-def _until(sample: Sample, place: int) -> Sample:
-    """The row up to the question at ``place``, with the images seen by then."""
-    messages = sample.messages[: place + 1]
-    count = sum(part is None for message in messages for part in message.parts)
-    return replace(sample, messages=messages, images=sample.images[:count])
+def _answers(options: Options, call: Invocation, questions: Questions, answers: Any) -> Batches:
+    from toolbox.lit.answer_local import Ask
+
+    for window in _windows(questions, answers.window):
+        asked = [
+            Ask(one.request(content_of(one.sample, answers.store) if options.log else ""), one.sample, one.ready)
+            for one in window
+        ]
+        done = answers.complete(asked, options.decoding())
+        yield len(window), [_row(one, found) for one, found in zip(window, done, strict=True)]
 
 
-def prompt_of(aligner: Aligner, store: ImageStore, sample: Sample) -> Aligned:
-    """The prompt of a row with its images, an answer opened. Raises: BadData (65) with the row's place."""
-    try:
-        return aligner.align(turns_of(sample.messages), store.of(sample), generation=True)
-    except BadData as problem:
-        if problem.exit_code != BadData.exit_code or problem.file is not None:
-            raise
-        raise sample.bad(problem.reason, problem.advice) from None
+def _proposals(options: Options, call: Invocation, questions: Questions, answers: Any) -> Batches:
+    from toolbox.lit.propose import Proposing
 
-
-def _answers(
-    sent: list[Question], backend: Any, aligner: Aligner, store: ImageStore, options: Options, accelerator: Any
-) -> list[Answer]:
-    """This rank's answers of a window."""
-    from toolbox.models.generate import Decoding, Request
-
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = [sent[start : start + options.batch_size] for start in range(0, len(sent), options.batch_size)]
-    decoding = Decoding(
-        options.max_new_tokens, options.temperature, options.top_p, options.stop, options.seed, logprobs=True
+    proposing = Proposing(
+        answers, options.propose, options.suffix, options.drawing(), options.decoding(), options.log is not None
     )
-    found: list[Answer] = []
-    for batch in batches[rank::world]:
-        prompts: dict[str, Aligned] = {}
-        for one in batch:
-            key = f"{one.sample.id}/{one.turn}"  # what sampling depends on: not the place of the row
-            prompts[key if key not in prompts else f"{key}/{one.index}"] = prompt_of(aligner, store, one.sample)
-        backend.rows = prompts
-        requests = [Request(key, prompt.ids) for key, prompt in prompts.items()]
-        for one, done in zip(batch, backend.complete(requests, decoding), strict=True):
-            logprob = round(float(sum(done.logprobs or ())), 4)
-            found.append(Answer(one.index, done.text, logprob, int(done.n_completion_tokens), done.finish_reason))
-    return found
+    kept = 0
+    for window in _windows(questions, answers.window):
+        rows = proposing.rows(window)
+        kept += len(rows)
+        yield len(window), rows
+    left = proposing.left.told()
+    call.reporter.note(f"{kept} rows" + (f"; left out: {left}" if left else ""))
 
 
-def _write(writer: JsonlWriter, window: list[Question], found: dict[int, Answer]) -> None:
-    for one in window:
-        answer = found[one.index]
-        writer.write({
-            **one.sample.data, "id": one.sample.id, "turn": one.turn, "prompt": one.sample.messages[-1].text,
-            "text": answer.text, "logprob": answer.logprob, "tokens": answer.tokens,
-            "finish_reason": answer.finish_reason,
-        })  # fmt: skip
+# -- an endpoint, stored responses ------------------------------------------------------------------------------------
+def _remote(options: Options, call: Invocation, stack: contextlib.ExitStack) -> None:
+    from toolbox.lit.answer_remote import EndpointAnswers, replayed
+
+    store = ImageStore(options.image_root, options.max_image_pixels, call.reporter.warn)
+    questions = Questions(options, call, lambda sample: content_of(sample, store))
+    answers: Callable[[Questions], Iterator[tuple[Question, Completion]]]
+    lacking = None
+    if options.backend == "openai":
+        service = service_of(options, call.reporter.warn)
+        if not call.dry_run:
+            answers = EndpointAnswers(options, call, service, _open_log(options, call, stack))
+    else:
+        assert options.replay is not None
+        stored = Replay(options.replay, call.streams, model=options.model if "model" in options.given else None)
+        stack.callback(stored.close)
+        if stored.torn:
+            call.reporter.warn(f"{stored.name}: its last line is cut off, and left out")
+        answers = lambda questions: replayed(questions, stored, call.reporter.warn)  # noqa: E731
+        lacking = lambda one: stored.find(one.request(one.ready)) is None  # noqa: E731
+    if call.dry_run:
+        _plan(questions, call, lacking)
+        return
+    writer = JsonlWriter(call.streams)
+    with call.reporter.progress("row", None) as bar, contextlib.closing(answers(questions)) as found:  # type: ignore[type-var]
+        for question, done in found:
+            _write(writer, [_row(question, done)])
+            bar.advance(1)
+    writer.close()
+    questions.finish()
+
+
+# -- output -----------------------------------------------------------------------------------------------------------
+def _open_log(options: Options, call: Invocation, stack: contextlib.ExitStack) -> ResponseLog | None:
+    if options.log is None:
+        return None
+    log = stack.enter_context(ResponseLog(options.log, resume=options.resume))
+
+    def tell() -> None:
+        if log.found:
+            call.reporter.note(f"{log.found} responses from {log.path}, {log.added} new")
+
+    stack.callback(tell)
+    return log
+
+
+def _row(question: Question, done: Completion) -> dict[str, Any]:
+    sample = question.sample
+    return {
+        **sample.data, "id": sample.id, "turn": question.turn, "prompt": sample.messages[-1].text,
+        "text": done.text, "logprob": None if done.logprobs is None else round(sum(done.logprobs), 4),
+        "tokens": done.n_completion_tokens, "finish_reason": done.finish_reason,
+    }  # fmt: skip
+
+
+def _write(writer: JsonlWriter, rows: Iterable[dict[str, Any]]) -> None:
+    for row in rows:
+        writer.write(row)
     writer.flush()
+
+
+def _plan(questions: Questions, call: Invocation, lacking: Callable[[Question], bool] | None = None) -> None:
+    """The plan; of stored responses, how many questions lack one."""
+    count = missing = 0
+    for one in questions:
+        count += 1
+        missing += lacking is not None and lacking(one)
+    questions.finish()
+    plan = {"event": "plan", "command": call.command, "settings": call.settings, "answers": count}
+    writer = JsonlWriter(call.streams)
+    writer.write(plan if lacking is None else {**plan, "missing": missing})
+    writer.close()

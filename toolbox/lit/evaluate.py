@@ -17,6 +17,7 @@ from toolbox.lit.chair import chair, chair_row, synonyms_of, truth
 from toolbox.lit.cider import cider_d, simple_tokens
 from toolbox.lit.lines import CAPTIONS, PREDICTIONS, REFERENCES, Answered, Captions
 from toolbox.lit.pope import STRATEGIES, pope, read_answer, unparsable
+from toolbox.lit.ptb import ptb_tokens
 from toolbox.lit.rows import Counts, Reading, records_of, samples_of
 from toolbox.lit.scores import Ratio, line
 from toolbox.lit.vqa import vqa_accuracy
@@ -43,6 +44,7 @@ class Options:
     rows_out: str | None = None
     metric: str = ""
     strict: bool = False
+    tokenizer: str = "simple"
     chair_synonyms: str | None = None
     chair_drop: str = ""
     bootstrap: int = 2000
@@ -204,12 +206,16 @@ class _Judge:
     def _cider(self, mine: dict[Key, str], keep: bool) -> dict[str, tuple[Ratio, dict[str, Any]]]:
         self._complete(mine)
         pairs = [(key, *self._captions(key)) for key in mine]
-        tokens = [simple_tokens(mine[key]) for key, _, _ in pairs]
-        scores = cider_d(tokens, [[simple_tokens(one) for one in texts] for _, _, texts in pairs])
+        tokens = iter(self._tokens([text for key, _, texts in pairs for text in (mine[key], *texts)]))
+        cut = [[next(tokens) for _ in range(1 + len(texts))] for _, _, texts in pairs]
+        scores = cider_d([one for one, *_ in cut], [others for _, *others in cut])
         for (key, _, _), score in zip(pairs, scores, strict=True):
             self._keep(keep, "cider", key, value=score)
         ratio = Ratio(scores, [1.0] * len(scores), [record.value.image for _, record, _ in pairs])
-        return {"cider": (ratio, {"tokenizer": "simple", "idf": "all references"})}
+        return {"cider": (ratio, {"tokenizer": self.options.tokenizer, "idf": "all references"})}
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        return ptb_tokens(texts) if self.options.tokenizer == "ptb" else [simple_tokens(text) for text in texts]
 
     def _chair(self, mine: dict[Key, str], keep: bool) -> dict[str, tuple[Ratio, dict[str, Any]]]:
         synonyms = synonyms_of(self.options.chair_synonyms, dropped(self.options.chair_drop))

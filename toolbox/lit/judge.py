@@ -18,7 +18,7 @@ from toolbox.lit.images import ImageStore
 from toolbox.lit.lines import TURNS
 from toolbox.lit.method import visual_contribution
 from toolbox.lit.rows import Counts, Reading, Sample, read_samples
-from toolbox.lit.scores import Ratio, line
+from toolbox.lit.scores import Ratio, gap_interval, line
 from toolbox.models.head import Head, token_nll
 from toolbox.models.spans import Aligner
 from toolbox.models.vlm import collate, find_vlm, hidden_states, inner, load_processor, load_vlm
@@ -77,8 +77,7 @@ def judge_model(options: Options, call: Invocation) -> None:
     test = _rows(options, call, options.file, processor, store, rejected)
     train = None
     if "gap" in options.metrics:
-        train = _rows(options, call, str(options.train_rows), processor, store, rejected)
-        train.rows = _sample(train.rows, len(test.rows), options.seed)
+        train = _rows(options, call, str(options.train_rows), processor, store, rejected, len(test.rows))
     if options.rejects and not call.dry_run:
         write_rejects(options.rejects, rejected)
     writer = JsonlWriter(call.streams)
@@ -104,7 +103,8 @@ def judge_model(options: Options, call: Invocation) -> None:
             writer.write(line("nll", ratio, **how, exact=float(seen.exact.mean())))  # type: ignore[arg-type]
         elif name == "gap":
             assert train is not None
-            writer.write(_gap(seen, images, score(model, train, pad, options.batch_size)))
+            known = score(model, train, pad, options.batch_size)
+            writer.write(_gap(seen, images, known, [_image(row.sample) for row in train.rows], **how))
         else:
             null = Rows(
                 test.aligner, NullStore(store, options.null, [row.sample for row in test.rows]), test.how, keep=False
@@ -124,21 +124,29 @@ def judge_model(options: Options, call: Invocation) -> None:
             handle.writelines(msgspec.json.encode(row) + b"\n" for row in details)
 
 
-def _gap(test: Scored, images: Sequence[str], train: Scored) -> dict[str, Any]:
-    """Held-out less training loss; no interval: two samples of rows, each with its own loss beside it."""
-    held_out = float(-test.log_p.sum() / test.tokens.sum())
-    known = float(-train.log_p.sum() / train.tokens.sum())
-    return {"metric": "gap", "value": held_out - known, "n": len(images), "images": len(set(images)),
-            "ci": [None, None], "nll": held_out, "nll_train": known, "n_train": len(train.log_p)}  # fmt: skip
+def _gap(
+    test: Scored, images: Sequence[str], train: Scored, known: Sequence[str], *, draws: int, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """Held-out less training loss, a token. The images of either set are drawn apart for the interval."""
+    over = Ratio(list(-test.log_p), list(test.tokens), images)
+    under = Ratio(list(-train.log_p), list(train.tokens), known)
+    held_out, learned = over.value, under.value
+    assert held_out is not None
+    assert learned is not None
+    return {"metric": "gap", "value": held_out - learned, "n": len(images), "images": len(set(images)),
+            "ci": gap_interval(over, under, draws=draws, seed=seed), "nll": held_out, "nll_train": learned,
+            "n_train": len(known)}  # fmt: skip
 
 
 def _rows(
-    options: Options, call: Invocation, name: str, processor: Any, store: ImageStore, rejected: list[bytes]
-) -> Rows:
+    options: Options, call: Invocation, name: str, processor: Any, store: ImageStore, rejected: list[bytes],
+    most: int | None = None,
+) -> Rows:  # fmt: skip
+    """The rows of ``name``, a sample of ``most`` of them where there are more."""
     reader = RecordReader(
         TURNS, renames=parse_map(options.map_fields), on_bad=options.on_bad, rejects=lambda raw, _: rejected.append(raw)
     )
-    samples = list(read_samples(name, call.streams, reader, Reading(), Counts()))
+    samples = _sample(list(read_samples(name, call.streams, reader, Reading(), Counts())), most, options.seed)
     rows = Rows(Aligner(processor), store, Labelling(mode="vit"))
     rows.add(samples, lambda sample, problem: reader.bad(problem, msgspec.json.encode(sample.data)))
     if reader.skipped:
@@ -148,11 +156,11 @@ def _rows(
     return rows
 
 
-def _sample(rows: list[Any], count: int, seed: int) -> list[Any]:
-    if len(rows) <= count:
-        return rows
-    chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
-    return [rows[place] for place in sorted(chosen)]
+def _sample(samples: list[Sample], most: int | None, seed: int) -> list[Sample]:
+    if most is None or len(samples) <= most:
+        return samples
+    chosen = np.random.default_rng(seed).choice(len(samples), most, replace=False)
+    return [samples[place] for place in sorted(chosen)]
 
 
 def _image(sample: Sample) -> str:

@@ -296,12 +296,33 @@ ASKABLE: tuple[type[msgspec.Struct], ...] = (*TURNS, *CAPTIONS, Asking, Pictures
 
 
 class Told(msgspec.Struct, kw_only=True):
-    """An answer: to which user turn (from 0) of which row, its text, Σ log p and number of tokens."""
+    """An answer: to which user turn (from 0) of which row, its text, Σ log p and number of tokens (null where an
+    endpoint or a stored response does not tell)."""
 
     id: str
     turn: int
     prompt: str
     text: str
-    logprob: float
-    tokens: int
-    finish_reason: Literal["stop", "length"]
+    logprob: float | None
+    tokens: int | None
+    finish_reason: Literal["stop", "length", "error"]
+
+
+class Origin(msgspec.Struct, kw_only=True):
+    """Where a proposed row is from: the row whose image it is about, which proposal, Σ log p of question and answer."""
+
+    source: str
+    sample: int
+    logprob_instruction: float | None
+    logprob: float | None
+    finish_reason: Literal["stop", "length", "error"]
+
+
+class Proposed(msgspec.Struct, kw_only=True):
+    """``--propose``: a conversation about an image, question and answer the model's own."""
+
+    id: str
+    image: str | None = None
+    images: list[str] | None = None
+    messages: list[Turn]
+    lit: Origin

@@ -54,6 +54,7 @@ class Options:
     max_steps: int | None = None
     max_length: int = 2048
     overlong: str = "drop"
+    group_by_length: bool = False
     cache_vision: str | None = None
     lr: float | str = "auto"
     epochs: float = 1

@@ -73,17 +73,18 @@ def _continued(brief: Brief, now: dict[str, Any], out: OutputDirectory) -> Brief
     return replace(brief, partial=str(out.partial), state=str(state) if state else None, fingerprint=now)
 
 
-def plan_of(options: Options, count: int) -> Plan:
+def plan_of(options: Options, rows: Rows) -> Plan:
     """The windows of the run."""
-    stream = Stream("train", count, options.batch_size)
-    plan = Plan(stream, [], options.epochs, options.seed)
+    stream = Stream("train", len(rows.rows), options.batch_size)
+    lengths = [len(row.aligned.ids) for row in rows.rows] if options.group_by_length else None
+    plan = Plan(stream, [], options.epochs, options.seed, lengths)
     if options.max_steps is not None:
-        plan = Plan(stream, [], options.max_steps / plan.per_epoch, options.seed)
+        plan = Plan(stream, [], options.max_steps / plan.per_epoch, options.seed, lengths)
     return plan
 
 
 def _show_plan(options: Options, call: Invocation, rows: Rows) -> None:
-    plan = plan_of(options, len(rows.rows))
+    plan = plan_of(options, rows)
     writer = JsonlWriter(call.streams)
     facts = {"rows": len(rows.rows), "steps": plan.steps, **rows.tally.record()}
     writer.write({"event": "plan", "command": call.command, "settings": call.settings, **facts})
@@ -198,7 +199,7 @@ class _Run:
             options.eval_every, options.save_every,
         )  # fmt: skip
         loop = Loop(
-            self.accelerator, prepared, objective, [optimizer], plan_of(options, len(train.rows)), settings,
+            self.accelerator, prepared, objective, [optimizer], plan_of(options, train), settings,
             evaluate=evaluate, fingerprint=self.brief.fingerprint,
             state_dir=Path(self.brief.partial) if self.brief.partial and options.save_every != 0 else None,
         )  # fmt: skip

@@ -41,12 +41,30 @@ def interval(one: Ratio, *, draws: int, seed: int, other: Ratio | None = None) -
     for weights in bootstrap_weights(len(names), draws, seed):
         drawn = _drawn(weights, sums)
         found.append(drawn if others is None else drawn - _drawn(weights, others))
-    values = np.concatenate(found)
+    return _middle(np.concatenate(found))
+
+
+def _middle(values: np.ndarray) -> list[float | None]:
+    """The middle 95 % of what was drawn."""
     values = values[np.isfinite(values)]
     if not len(values):
         return [None, None]
     low, high = np.quantile(values, [0.025, 0.975])
     return [float(low), float(high)]
+
+
+def gap_interval(one: Ratio, other: Ratio, *, draws: int, seed: int) -> list[float | None]:
+    """The 95 % percentile bootstrap interval of ``one`` less ``other`` on different rows: images of either are drawn
+    apart. [None, None] where the data tell none."""
+    found = []
+    for place, ratio in enumerate((one, other)):
+        names = sorted(set(ratio.images))
+        if len(names) < 2:
+            return [None, None]
+        sums = [_by_image(part, ratio.images, names) for part in (ratio.over, ratio.under)]
+        parts = bootstrap_weights(len(names), draws, 2 * seed + place)
+        found.append(np.concatenate([_drawn(weights, sums) for weights in parts]))
+    return _middle(found[0] - found[1])
 
 
 def _by_image(values: Sequence[float], images: Sequence[str], names: Sequence[str]) -> np.ndarray:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolbox.lm.windows import Answered, Windows
+from toolbox.models.backends import check_backend, service_of
 from toolbox.models.generate import Decoding, path_id
 from toolbox.models.load import find_model
 from toolbox.models.replay import Replay
-from toolbox.models.responses import ResponseLog, check_log
+from toolbox.models.responses import ResponseLog
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, UsageProblem
 from toolbox.shell.records import Path, Record, write_rejects
@@ -35,16 +36,10 @@ _HERE = frozenset(
     {"trust_remote_code", "template", "dtype", "device", "batch_size", "batch_tokens", "threads", "num_processes",
      "accelerate"}
 )  # fmt: skip
-_THERE = frozenset({"base_url", "api_key_env", "concurrency", "rpm", "timeout", "retries"})
 _ASKING = frozenset(
     {"system", "raw", "temperature", "top_p", "max_new_tokens", "stop", "logprobs", "seed", "log", "resume"}
 )
-_UNUSED = {
-    "local": _THERE | {"replay"},
-    "openai": _HERE | {"replay"},
-    "replay": _HERE | _THERE | _ASKING,
-}
-"""Options that a backend has no use for."""
+"""Options that only a model here has a use for, and those that stored responses have none for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,32 +89,13 @@ class Options:
 def check(options: Options) -> None:
     """What does not fit together."""
     backend = options.backend
-    for name in sorted(options.given & _UNUSED[backend]):
-        flag = "-j" if name == "num_processes" else "--" + name.replace("_", "-")
-        advice = "leave it out"
-        if name in ("num_processes", "accelerate") and backend == "openai":
-            advice += ": --concurrency is how many requests are under way at a time"
-        raise UsageProblem(f"{flag} has no use with --backend {backend}", advice)
     if options.n > 1 and options.temperature == 0 and backend != "replay":
         raise UsageProblem(
             f"--n {options.n} with --temperature 0 would give {options.n} equal completions", "add --temperature 1"
         )
     if options.raw and options.template not in ("auto", "raw"):
         raise UsageProblem("--raw and --template exclude one another", "give one of them")
-    if options.resume and options.log is None:
-        raise UsageProblem("--resume goes on with a log, and there is none", "name it with --log FILE")
-    if backend == "openai" and options.base_url is None:
-        raise UsageProblem("--backend openai needs an address", "as in --base-url http://localhost:8000/v1")
-    if backend == "openai" and options.model == "smollm2" and "model" not in options.given:
-        raise UsageProblem("--backend openai needs --model", "name the model as the server knows it")
-    if backend == "replay" and options.replay is None:
-        raise UsageProblem("--backend replay needs --replay FILE", "a log, or rows with completions")
-    if options.replay == options.file == "-":
-        raise UsageProblem("the input and --replay cannot both be read from stdin", "name a file for one of them")
-    if backend != "local" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
-        raise UsageProblem(f"--backend {backend} takes one process", "start it without a launcher")
-    if options.log is not None and process_rank() == 0:
-        check_log(options.log, resume=options.resume)
+    check_backend(options, Options.model, here=_HERE, asking=_ASKING)
 
 
 def run(options: Options, call: Invocation) -> None:
@@ -176,9 +152,9 @@ def _local(options: Options, call: Invocation, stack: contextlib.ExitStack) -> S
 
 
 def _endpoint(options: Options, call: Invocation, stack: contextlib.ExitStack) -> Start:
-    from toolbox.lm.remote import EndpointAnswers, service
+    from toolbox.lm.remote import EndpointAnswers
 
-    chosen = service(options, call)
+    chosen = service_of(options, call.reporter.warn, system=options.system, raw=options.raw)
     log = _open_log(options, call, stack)
 
     def start(windows: Windows | None) -> Answers:

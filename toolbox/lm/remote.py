@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from toolbox.lm.windows import Answered, Windows, contents
 from toolbox.models.endpoint import AccessDenied, Endpoint, Service
-from toolbox.models.endpoint_key import find_key, is_local
 from toolbox.models.generate import Completion
 from toolbox.models.replay import Replay
 from toolbox.models.responses import ResponseLog, describe_run
@@ -61,20 +59,6 @@ class ReplayAnswers:
                 raise self.replay.missing(request)
             found.append(one)
         return found
-
-
-def service(options: Options, call: Invocation) -> Service:
-    """The endpoint that the options name, with its key from the environment."""
-    assert options.base_url is not None
-    key = find_key(options.api_key_env, options.base_url)
-    chosen = Service(
-        options.base_url, options.model, key, system=options.system, raw=options.raw, concurrency=options.concurrency,
-        rpm=options.rpm, timeout=options.timeout, retries=options.retries,
-    )  # fmt: skip
-    parts = urlsplit(options.base_url)
-    if key is not None and parts.scheme == "http" and not is_local(parts.hostname or ""):
-        call.reporter.warn(f"{parts.hostname}: the key travels unencrypted; https:// would hide it")
-    return chosen
 
 
 class _Row:

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 
 FinishReason = Literal["stop", "length", "error"]
-Content = str | Sequence[Mapping[str, str]]
-"""What is to be completed: plain text, or turns with ``role`` and ``content``."""
+Content = str | Sequence[Mapping[str, Any]]
+"""What is to be completed: plain text, or turns with ``role`` and ``content``: a text, or, for an endpoint that sees,
+a list of OpenAI's parts."""
 
 
 def path_id(id: str, variant: str | None, sample: int) -> str:

@@ -14,17 +14,14 @@ import io
 import json
 import os
 import re
-import socket
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from toolbox.models.hub import check_hub, user_cache
 from toolbox.shell.errors import BadData, CannotCreate, IoFailure, MissingInput, ToolboxError, Unavailable, UsageProblem
 from toolbox.shell.files import atomic_directory, lock, sha256_file
 from toolbox.weights.read import open_weights
@@ -37,7 +34,6 @@ _CACHE_FORMAT = 1
 _CONVERT = "convert it once with transformers: from_pretrained(...).save_pretrained(DIR)"
 _TRUST = "run it with --trust-remote-code if you trust it, or take auto_map out where transformers has the class itself"
 _ADAPTER_FILE = "adapter_model.safetensors"
-_DNS_SECONDS = 5.0
 _SYSTEM_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 
@@ -68,7 +64,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
         return _file(name, path)
     if name.endswith((".gguf", ".safetensors", *_PICKLES)) or not _HUB_ID.fullmatch(name):
         raise MissingInput(f"--model {name}: no such file or directory", "a directory, a hub id, a .gguf, or smollm2")
-    _check_hub(name)
+    check_hub(name)
     return ModelSource(name, "hub")
 
 
@@ -153,67 +149,12 @@ def _embedded() -> Path:
     return files[0]
 
 
-# -- the hub --------------------------------------------------------------------------------------------------------
-def _check_hub(name: str) -> None:
-    """Without a network only cached models can be had: say so at once, where the hub's client retries for a minute."""
-    if not _offline():
-        return
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    if "huggingface_hub.constants" in sys.modules:  # read from the environment at import
-        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
-    if not (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").is_dir():
-        raise Unavailable(
-            f"--model {name}: no such directory, and the hub cannot be reached",
-            "check the id and the network, or name a local directory, or smollm2",
-        )
-
-
-def _offline() -> bool:
-    """Whether the user asked for no network, or the hub's host has no address."""
-    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE_VARIABLES):
-        return True
-    if any(os.environ.get(name) for name in _PROXY_VARIABLES):
-        return False  # the proxy resolves names
-    url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    found: list[object] = []
-
-    def look_up() -> None:
-        with contextlib.suppress(OSError):
-            found.append(socket.getaddrinfo(url.hostname, url.port or 443))
-
-    # In a thread because a resolver without a route can take half a minute to give up.
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(_DNS_SECONDS)
-    return not found
-
-
-_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-
-
-def _hub_cache() -> Path:
-    """Where the hub's client keeps what it has downloaded, by its own rules."""
-    home = os.environ.get("HF_HOME") or str(_user_cache() / "huggingface")
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(os.path.expandvars(os.path.expanduser(cache)))
-
-
 # -- preparing ------------------------------------------------------------------------------------------------------
 def cache_root() -> Path:
     """$TOOLBOX_CACHE, else toolbox-ten below $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("TOOLBOX_CACHE"):
         return Path(own)
-    return _user_cache() / "toolbox-ten"
-
-
-def _user_cache() -> Path:
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base)
-    try:
-        return Path("~/.cache").expanduser()
-    except RuntimeError:  # a user without HOME and without an entry in the password file, as in some containers
-        raise CannotCreate("no home directory to keep a cache in", "set TOOLBOX_CACHE to a directory") from None
+    return user_cache() / "toolbox-ten"
 
 
 def prepare(source: ModelSource, say: Callable[[str], None] | None = None) -> Path | str:

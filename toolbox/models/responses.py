@@ -35,7 +35,7 @@ _BEGINNING = b'{"key":"'
 _KEY = re.compile(r"[0-9a-f]{64}")
 _DECIDING = (
     "config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
-    "merges*", "*.model", "*.tiktoken", "chat_template*", "*.py",
+    "merges*", "*.model", "*.tiktoken", "chat_template*", "*processor_config.json", "*.py",
 )  # fmt: skip
 """Files of a model directory, beside its weights, that the text of a completion depends on."""
 

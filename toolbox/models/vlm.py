@@ -28,6 +28,8 @@ FAMILY = "AutoModelForImageTextToText"
 OUR_TOWER = "efficientnet_lite"
 CONNECTOR_FILE = "connector.safetensors"
 """Beside an adapter: the connector it was trained with, whole."""
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""What a processor may make that has a number a token."""
 
 
 class NotCausal(ToolboxError):
@@ -173,7 +175,7 @@ def _stacked(rows: Sequence[Mapping[str, Any]], longest: int, left: bool) -> dic
     found: dict[str, Tensor] = {}
     for name in names:
         tensors = [_tensor(row[name]) for row in rows if name in row]
-        if name in ("token_type_ids", "mm_token_type_ids"):
+        if name in TOKEN_TYPES:
             short = [longest - one.shape[-1] for one in tensors]
             sides = [(missing, 0) if left else (0, missing) for missing in short]
             padded = [torch.nn.functional.pad(one, side) for one, side in zip(tensors, sides, strict=True)]
@@ -219,7 +221,7 @@ def hidden_states(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     types shape the attention the mask stays.
     """
     given = dict(inputs)
-    if "token_type_ids" not in given and "mm_token_type_ids" not in given:
+    if not any(name in given for name in TOKEN_TYPES):
         given.pop("attention_mask", None)
     return inner(model).base_model(**given, use_cache=False).last_hidden_state
 
@@ -230,7 +232,7 @@ def connector_of(model: Any) -> Any:
     for name in ("multi_modal_projector", "connector", "projector", "mm_projector", "aligner"):
         if (found := getattr(body, name, None)) is not None:
             return found
-    raise UsageProblem(f"{type(inner(model)).__name__}: its connector is not known", "use --train-params REGEX")
+    raise UsageProblem(f"{type(inner(model)).__name__}: its connector is not known", "use another model")
 
 
 def tower_of(model: Any) -> Any:
@@ -239,7 +241,7 @@ def tower_of(model: Any) -> Any:
     for name in ("vision_tower", "vision_model", "visual"):
         if (found := getattr(body, name, None)) is not None:
             return found
-    raise UsageProblem(f"{type(inner(model)).__name__}: its vision tower is not known", "use --train-params REGEX")
+    raise UsageProblem(f"{type(inner(model)).__name__}: its vision tower is not known", "use another model")
 
 
 def check_causal(model: Any, row: Aligned, place: int, pad_id: int) -> None:

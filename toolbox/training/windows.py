@@ -44,6 +44,20 @@ def _permutation(count: int, seed: int, epoch: int, salt: str) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words))).permutation(count)
 
 
+_NEAR = 50
+"""Windows whose rows are sorted by length together."""
+
+
+def _grouped(order: np.ndarray, lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """``order`` with rows of like length in one window: sorted inside blocks of 50 windows, then the whole windows in
+    a new order, so that the run does not go from long rows to short ones. The last window keeps its place."""
+    blocks = [order[start : start + _NEAR * batch] for start in range(0, len(order), _NEAR * batch)]
+    near = np.concatenate([block[np.argsort(-lengths[block], kind="stable")] for block in blocks])
+    whole = len(near) // batch
+    places = _permutation(whole, seed, epoch, "windows") if whole else np.zeros(0, dtype=np.int64)
+    return np.concatenate([near[: whole * batch].reshape(whole, batch)[places].ravel(), near[whole * batch :]])
+
+
 class Plan:
     """All windows of a run, computed on demand.
 
@@ -52,10 +66,16 @@ class Plan:
         following: further streams, drawn from beside it.
         epochs: passes over the leading stream; may be fractional (the steps are rounded up).
         seed: of the row order.
+        lengths: of the leading stream's rows; given, rows of like length share windows.
     """
 
-    def __init__(self, leading: Stream, following: Sequence[Stream], epochs: float, seed: int) -> None:
+    def __init__(
+        self, leading: Stream, following: Sequence[Stream], epochs: float, seed: int,
+        lengths: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         self.leading, self.following, self.seed = leading, tuple(following), seed
+        self._lengths = None if lengths is None else np.asarray(lengths, dtype=np.int64)
+        self._held: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
         self.per_epoch = math.ceil(leading.count / leading.batch)
         self.steps = max(1, math.ceil(round(epochs * self.per_epoch, 9)))
 
@@ -63,13 +83,22 @@ class Plan:
         """The window of ``step`` (1-based)."""
         epoch, position = divmod(step - 1, self.per_epoch)
         first = position * self.leading.batch
-        order = _permutation(self.leading.count, self.seed, epoch, self.leading.name)
+        order = self._order(epoch)
         leading = tuple(int(row) for row in order[first : first + self.leading.batch])
         rows = {self.leading.name: leading}
         for stream in self.following:
             start = (step - 1) * stream.batch if stream.batch else epoch * self.leading.count + first
             rows[stream.name] = self._cyclic(stream, start, stream.batch or len(leading))
         return Window(step, epoch + 1, position == self.per_epoch - 1, rows)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The leading stream's rows in the order of an epoch (from 0)."""
+        if self._lengths is None:
+            return _permutation(self.leading.count, self.seed, epoch, self.leading.name)
+        if self._held[0] != epoch:
+            order = _permutation(self.leading.count, self.seed, epoch, self.leading.name)
+            self._held = epoch, _grouped(order, self._lengths, self.leading.batch, self.seed, epoch)
+        return self._held[1]
 
     def _cyclic(self, stream: Stream, start: int, size: int) -> tuple[int, ...]:
         rows = []
