@@ -149,6 +149,23 @@ def test_the_breaker_brings_back_network_average_and_gates():
     assert not any(value.any() for one in optimizer.state.values() for value in one.values())
 
 
+def test_acted_are_the_rows_of_the_epoch_that_ended_and_not_of_the_next():
+    objective = made("dull")
+    weights = [p for name, p in objective.model.named_parameters() if name != "gates"]
+    objective._accelerator = start_processes()
+    end = EpochEnd(objective._accelerator, objective, Options(gate="open"), [torch.optim.SGD(weights, lr=0.1)])
+    objective.labels.acting, objective.labels.targets = np.array([1, 4]), np.eye(4)[[2, 3]]
+    end(1)
+    assert end.acted.tolist() == [1, 4]
+    kept = end._state()
+    again = EpochEnd(objective._accelerator, objective, Options(gate="open"), [torch.optim.SGD(weights, lr=0.1)])
+    again.load({f"safety/{name}": value for name, value in kept.items()})
+    assert again.acted.tolist() == [1, 4]
+    objective.labels.acting = np.zeros(0, np.int64)
+    again(2)
+    assert not len(again.acted)
+
+
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory) -> Path:
     config = backbone_config("cifar-resnet8", [str(n) for n in range(10)], widths=[2, 3, 4])

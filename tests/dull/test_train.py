@@ -250,3 +250,9 @@ def test_options():
     assert [Options(epochs=n).warm for n in (4, 12, 100, 300)] == [3, 4, 30, 30]
     with pytest.raises(UsageProblem):
         check(Options(shots="x"))
+    with pytest.raises(UsageProblem, match="--gate open is DULL's"):
+        check(Options(method="la", gate="open"))
+    with pytest.raises(UsageProblem, match="--h2t-always is DULL's"):
+        check(Options(method="ce", h2t_always=True))
+    with pytest.raises(UsageProblem, match="exclude one another"):
+        check(Options(h2t=False, h2t_always=True))

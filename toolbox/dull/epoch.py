@@ -120,7 +120,8 @@ def predict_shared(accelerator: Accelerator, model: nn.Module, images: Tensor, p
 class EpochEnd:
     """Called behind every epoch on every process, with equal results; holds the gate and the last good weights.
 
-    ``found`` is what the last call made of the training rows, None for a baseline.
+    ``found`` is what the last call made of the training rows, None for a baseline. ``acted``: the rows whose targets
+    the epoch behind it did change; none where the breaker has taken that epoch back.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class EpochEnd:
         self.observed = objective.labels.prior.copy()
         self.good: dict[str, Tensor] = {}
         self.found: Doubts | None = None
+        self.acted = np.zeros(0, dtype=np.int64)
         objective.extra["safety"] = self._state
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
@@ -144,6 +146,7 @@ class EpochEnd:
         """The epoch's figures; afterwards ``objective.labels`` are those of the next epoch."""
         objective = self.objective
         facts: dict[str, Any] = {}
+        self.acted = objective.labels.acting
         if objective.watches:
             objective.table.exchange(self.accelerator)
         if self.options.method != "dull":
@@ -169,6 +172,7 @@ class EpochEnd:
             self._keep()
         if verdict == "tripped":
             self._restore()
+            self.acted = np.zeros(0, dtype=np.int64)
         ramp = min(1.0, (epoch + 1 - options.warm) / max(1.0, min(16.0, 0.3 * options.epochs)))
         bound = np.full(len(found.cap_share), 0.5) if options.gate == "open" else found.cap_share
         fresh = Labels(self.observed.copy() if self.gate.tripped else objective.labels.prior)
@@ -232,12 +236,14 @@ class EpochEnd:
     def _state(self) -> dict[str, Tensor]:
         text = torch.from_numpy(np.frombuffer(encode(self.gate), np.uint8).copy())
         return {"gate": text, "observed": torch.from_numpy(self.observed.copy()),
+                "acted": torch.from_numpy(self.acted.copy()),
                 **{f"good/{name}": value for name, value in self.good.items()}}  # fmt: skip
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take back what the objective's state holds of this."""
         self.gate = decode(state["safety/gate"].numpy().tobytes())
         self.observed = state["safety/observed"].numpy().copy()
+        self.acted = state["safety/acted"].numpy().copy()
         device = self.objective.model.gates.device
         self.good = {
             name.removeprefix("safety/good/"): value.clone().to(device)

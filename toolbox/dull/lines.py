@@ -88,24 +88,42 @@ class Step(msgspec.Struct, tag="step", tag_field="event"):
     images: int
     grad_norm: float
     seconds: float
+    loss_ce: float | None = None
+    loss_ifd: float | None = None
+    loss_keep: float | None = None
+    loss_unlearn: float | None = None
 
 
 class Epoch(msgspec.Struct, tag="epoch", tag_field="event"):
     """Behind an epoch: means of its losses, the gate, accuracy where --eval is given, detection where clean labels
-    are known."""
+    are known. ``gate_open`` and ``acting_share`` are those of the epoch to come."""
 
     step: int
     epoch: int
     lr: float
     loss: float
     seconds: float
+    loss_ce: float | None = None
+    loss_ifd: float | None = None
+    loss_keep: float | None = None
+    loss_unlearn: float | None = None
     gate_density: float | None = None
     gate_open: list[str] | None = None
+    gate: Annotated[str | None, msgspec.Meta(description="the verdict: kept, opened, closed or tripped")] = None
     flagged_share: float | None = None
     acting_share: float | None = None
     dprime: list[float | None] | None = None
     agreement: list[float | None] | None = None
+    evidence: Annotated[float | None, msgspec.Meta(description="gain of T over none on the hold-out, in nats")] = None
+    evidence_error: float | None = None
+    holdout_loglik: float | None = None
+    rarest: Annotated[float | None, msgspec.Meta(description="least share of a class as predicted over its π")] = None
     acc: float | None = None
+    acc_ci: list[float] | None = None
+    n: int | None = None
+    macro_f1: float | None = None
+    recall: list[float | None] | None = None
+    predicted: list[int] | None = None
     many: float | None = None
     medium: float | None = None
     few: float | None = None
@@ -144,6 +162,9 @@ class Done(msgspec.Struct, tag="done", tag_field="event"):
     seed: int
     seconds: float
     acc: float | None = None
+    acc_ci: list[float] | None = None
+    n: int | None = None
+    predicted: list[int] | None = None
     acc_last10: float | None = None
     many: float | None = None
     medium: float | None = None

@@ -111,8 +111,12 @@ def check(options: Options) -> None:
         raise UsageProblem("--clean-field is the label field itself", "name the field with the clean labels")
     if options.method != "dull":
         off = [name for name in ("ifd", "ifpu", "aml", "h2t") if not getattr(options, name)]
-        if off:
-            raise UsageProblem(f"--no-{off[0]} is DULL's, not of --method {options.method}", "leave it out")
+        words = [f"--no-{name}" for name in off]
+        words += ["--gate open"] * (options.gate == "open") + ["--h2t-always"] * options.h2t_always
+        if words:
+            raise UsageProblem(f"{words[0]} is DULL's, not of --method {options.method}", "leave it out")
+    if options.h2t_always and not options.h2t:
+        raise UsageProblem("--h2t-always and --no-h2t exclude one another", "give one of them")
     if not options.logit_adjust and options.method not in ("dull", "la"):
         raise UsageProblem(f"--no-logit-adjust: --method {options.method} has none", "leave it out")
     if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":

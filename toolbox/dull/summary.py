@@ -76,7 +76,7 @@ def final_rows(
     q = posteriors(accelerator, objective)
     found = doubts(q, corpus.given, objective.labels.prior, corpus.counts, options.ifpu_scope)
     acted = np.zeros(len(corpus.ids), dtype=bool)
-    acted[corpus.train[objective.labels.acting]] = True
+    acted[corpus.train[end.acted]] = True
     held = np.zeros(len(corpus.ids), dtype=bool)
     held[corpus.holdout] = True
     names = corpus.labels

@@ -1,7 +1,8 @@
 """The table of finished runs in a folder, NAME.SEED each: ``python -m toolbox.dull.table_of_runs DIR > table.md``.
 
 Accuracy is that of the last epoch on the reporting set, mean over seeds with a 95 % interval (Student's t, so wide with
-three seeds); none with one seed.
+three seeds); none with one seed. ``beyond la``: the mean difference to logit adjustment, seed by seed, since runs of
+one seed share noise, order and initial weights. AUC stands pooled and as the mean over given classes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from toolbox.shell.errors import BadData, MissingInput, top_level
 from toolbox.shell.files import RUN_FILE
 
 COLUMNS = ("acc", "many", "medium", "few")
+DETECTED = ("flag_precision", "flag_recall", "auc")
+BASE = "la"
 
 
 def read_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -26,7 +29,7 @@ def read_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for path in sorted(folder.glob(f"*/{RUN_FILE}")):
         try:
             done = json.loads(path.read_bytes())["done"]
-            row = {name: float(done[name]) for name in COLUMNS}
+            row = {name: float(done[name]) for name in COLUMNS} | {"seed": int(done["seed"])}
         except (ValueError, KeyError, TypeError):
             raise BadData("is no run with a reporting set", "train with --eval", file=str(path)) from None
         found[path.parent.name.rpartition(".")[0] or path.parent.name].append({**done, **row})
@@ -48,20 +51,30 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """One row a method, the best accuracy first."""
-    head = ["method", "seeds", "accuracy", "many", "medium", "few", "fewest said", "flag precision", "AUC"]
+    head = ["method", "seeds", "accuracy", f"beyond {BASE}", "many", "medium", "few", "fewest said", "flag precision",
+            "flag recall", "AUC", "AUC by class"]  # fmt: skip
+    base = {one["seed"]: one["acc"] for one in runs.get(BASE, [])}
     rows = []
     for name, done in sorted(runs.items(), key=lambda item: -mean_interval([one["acc"] for one in item[1]])[0]):
-        cells = [name, str(len(done))]
-        for column in COLUMNS:
-            mean, half = mean_interval([one[column] for one in done])
-            cells.append(f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}"))
-        cells.append(str(min(min(one["predicted"]) for one in done)))
-        for key in ("flag_precision", "auc"):
-            known = [one["detection"][key] for one in done if (one.get("detection") or {}).get(key) is not None]
-            cells.append(f"{mean_interval(known)[0]:.2f}" if known else "")
-        rows.append(cells)
+        paired = [one["acc"] - base[one["seed"]] for one in done if name != BASE and one["seed"] in base]
+        accuracy, *shots = (_cell([one[column] for one in done]) for column in COLUMNS)
+        found = [one.get("detection") or {} for one in done]
+        by_class = [[value for value in one.get("auc_by_class", []) if value is not None] for one in found]
+        detected = [[one[key] for one in found if one.get(key) is not None] for key in DETECTED]
+        detected.append([math.fsum(values) / len(values) for values in by_class if values])
+        rows.append([name, str(len(done)), accuracy, _cell(paired, sign="+"), *shots,
+                     str(min(min(one["predicted"]) for one in done)),
+                     *(f"{mean_interval(values)[0]:.2f}" if values else "" for values in detected)])  # fmt: skip
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _cell(values: Sequence[float], sign: str = "") -> str:
+    """``mean ± half``, the mean alone of one value, nothing of none."""
+    if not values:
+        return ""
+    mean, half = mean_interval(values)
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 if __name__ == "__main__":
