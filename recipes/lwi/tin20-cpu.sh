@@ -17,8 +17,11 @@ for way in tune lwf mean similar lwi; do
     states=$out/m0
     for task in $(seq 1 "$last"); do
         old=${states##*,} new=$out/$way.n$task fused=$out/$way.m$task
-        kd=(); [ $way != tune ] || kd=(--kd 0)
-        learn --task "$task" --init "$old" "${kd[@]}" -o "$new"
+        case $way.$task in
+            tune.*) learn --task "$task" --init "$old" --kd 0 -o "$new" ;;
+            mean.1 | similar.1 | lwi.1) new=$out/lwf.n1 ;; # the same start, teacher and seed: the same model
+            *) learn --task "$task" --init "$old" -o "$new" ;;
+        esac
         case $way in
             tune | lwf) fused=$new ;;
             mean) lwi-fuse "$old" "$new" --k "$k" --matching identity --no-diversion --overwrite --quiet -o "$fused" ;;

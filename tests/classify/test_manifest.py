@@ -15,7 +15,7 @@ from PIL import Image
 
 from toolbox.classify.idx import read_idx
 from toolbox.classify.images import load_images
-from toolbox.classify.manifest import IMAGE_SHAPES, read_manifest, sorted_labels, split_of
+from toolbox.classify.manifest import IMAGE_SHAPES, read_manifest, sorted_labels
 from toolbox.shell.errors import BadData, MissingInput
 from toolbox.shell.records import RecordReader
 from toolbox.shell.streams import Streams
@@ -82,7 +82,6 @@ def test_rows_name_files_data_digits_and_idx_and_keep_their_fields(folder, tmp_p
     assert [sample.id for sample in found.samples] == ["1", "2", "x", "4"]
     assert found.samples[0].data == rows[0]
     assert (found.samples[0].split, found.samples[0].task) == ("val", "2")
-    assert [sample.id for sample in split_of(found.samples, "val")] == ["1"]
     images = load_images(found, 3)
     from sklearn.datasets import load_digits
 

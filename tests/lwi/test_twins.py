@@ -166,7 +166,7 @@ def test_dissimilar_is_scipys_optimum_on_the_negated_cost_and_moves_no_other_gro
             assert torch.equal(job.state.perms[name], held.state.perms[name])
     aligned = Relabelled(other, plan, held.state.perms)
     cost = torch.zeros(12, 12, dtype=torch.float64)
-    for key in plan.carriers[deep]:
+    for key in plan.compared[deep]:
         place = next(n for n, axis in enumerate(plan.tensors[key].axes) if axis[0][0].group == deep)
         one, two = (model.read(key).double().movedim(place, 0).reshape(12, -1) for model in (aligned, checkpoint))
         cost += torch.cdist(one, two).square()
@@ -204,8 +204,25 @@ def test_the_squared_cost_falls_in_every_step(nets, tmp_path, monkeypatch):
     assert not torch.equal(job.state.perms["residual"], identity(plan)["residual"])
 
 
-def test_a_fine_tuned_model_is_left_where_it_is(nets):
-    checkpoint, _, plan = nets("cifar-resnet")
-    tuned = Changed(checkpoint, lambda key, values: values * 1.01)
+@pytest.mark.parametrize("name", ["cifar-resnet", "preact-resnet"])
+def test_statistics_of_other_images_decide_nothing_and_move_with_their_channels(nets, name):
+    """What batch norm measured on another task's images is large and foreign; the weights alone are matched."""
+    checkpoint, _, plan = nets(name)
+    generator = torch.Generator().manual_seed(3)
+    measured = {
+        key: 30 * torch.rand(checkpoint.shape(key), generator=generator)
+        for key in checkpoint.names()
+        if key.endswith(("running_mean", "running_var"))
+    }
+    tuned = Changed(checkpoint, lambda key, values: measured.get(key, 1.01 * values))
     job = align(plan, checkpoint, tuned, deep="0")
     assert all(line.moved == 0 and line.mode == "similar" for line in group_lines(job, "lsa", None))
+    twin = Relabelled(checkpoint, plan, random_relabelling(plan, 11))
+    job = align(plan, twin, tuned, deep="0")
+    back = Relabelled(twin, plan, job.state.perms)
+    assert all(torch.equal(back.read(key), checkpoint.read(key)) for key in checkpoint.names())
+    assert all(line.cos_after == pytest.approx(1) for line in group_lines(job, "lsa", None))
+    apart = Changed(checkpoint, lambda key, values: 1.01 * values)
+    one, two = (align(plan, checkpoint, new, deep="1").state.perms for new in (tuned, apart))
+    assert all(torch.equal(one[group], two[group]) for group in plan.groups)
+    assert (one[plan.deepest[-1]] != identity(plan)[plan.deepest[-1]]).any()

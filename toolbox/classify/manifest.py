@@ -7,7 +7,7 @@ below the root, ``data:image/png;base64,...``, ``digits:17``, or ``idx:FILE.gz#1
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -176,8 +176,3 @@ def _idx_folder(text: str) -> Iterator[Sample]:
         reference = f"idx:{images}#{number}"
         data = {"id": str(number), "image": reference, "label": int(label)}
         yield Sample(str(number), reference, str(int(label)), data, reference, split or "train")
-
-
-def split_of(samples: Sequence[Sample], name: str | None) -> tuple[Sample, ...]:
-    """The rows of a split, all of them for None."""
-    return tuple(sample for sample in samples if name is None or sample.split == name)

@@ -117,7 +117,7 @@ def flops(plan: Plan, name: str) -> float:
     """Multiplications and additions of one cost matrix: 2 n^2 m, with m numbers a channel over its tensors."""
     group = plan.groups[name]
     total = 0
-    for key in plan.carriers[name]:
+    for key in plan.compared[name]:
         total += int(np.prod([sum(np.prod([f.size for f in seg]) for seg in axis) for axis in plan.tensors[key].axes]))
     return 2.0 * group.size * total
 
@@ -145,7 +145,7 @@ def group_lines(job: Job, solver: str, step: int | None, soft: dict[str, Tensor]
     """One line a group, shallow to deep, from one pass over the tensors."""
     sums = {name: _Sums() for name in job.plan.groups}
     for key, tensor in job.plan.tensors.items():
-        if not tensor.groups:
+        if not tensor.groups or tensor.statistic:
             continue
         old, new = job.pairs(key)
         after = relabel(job.plan, tensor, old, job.state.perms)

@@ -87,8 +87,8 @@ class Descent:
 
     # -- data ---------------------------------------------------------------------------------------------------------
     def parts(self, names: Collection[str], keys: Iterable[str] | None = None) -> Iterator[Part]:
-        """The parts that carry any of these groups, OLD aligned by the permutations as they stand."""
-        wanted = {key for name in names for key in self.plan.carriers[name]}
+        """The weights that carry any of these groups, in parts, OLD aligned by the permutations as they stand."""
+        wanted = {key for name in names for key in self.plan.compared[name]}
         for key, tensor in self.plan.tensors.items():
             if key not in wanted or (keys is not None and key not in keys):
                 continue
@@ -98,7 +98,7 @@ class Descent:
                     yield part
 
     def likeness(self, names: Collection[str]) -> float:
-        """The cosine of aligned OLD and NEW over the tensors that carry these groups."""
+        """The cosine of aligned OLD and NEW over the weights that carry these groups."""
         inner = old = new = 0.0
         for part in self.parts(names):
             inner += float((part.old * part.new).sum(dtype=torch.float64))
@@ -179,7 +179,7 @@ class Descent:
             if parent is not None and parent in names:
                 continue  # with its parent
             family = {name, *(child for child in self.plan.children.get(name, ()) if child in names)}
-            carriers = [self.plan.tensors[key] for key in self.plan.carriers[name]]
+            carriers = [self.plan.tensors[key] for key in self.plan.compared[name]]
             ready = [one for one in carriers if not (one.groups & set(names)) - family - done]
             keys = {one.key for one in ready if name in one.written} or {one.key for one in ready}
             if keys and len(family) > 1:

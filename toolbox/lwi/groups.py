@@ -28,11 +28,6 @@ def identity(plan: Plan, names: Collection[str] | None = None) -> dict[str, Tens
     return {name: torch.arange(plan.groups[name].size).expand(plan.groups[name].shape).clone() for name in wanted}
 
 
-def is_identity(perm: Tensor) -> bool:
-    """Whether a permutation moves nothing."""
-    return bool((perm == torch.arange(perm.shape[-1])).all())
-
-
 def _draw(size: int, generator: torch.Generator) -> Tensor:
     """A random permutation; of three or more not its own inverse, which would hide a mistaken direction."""
     while True:

@@ -22,7 +22,7 @@ class ModelRow(msgspec.Struct, kw_only=True):
 
 
 class GroupLine(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="event", tag="group"):
-    """One permutation group. Costs and cosines are over all tensors that carry it, in the chosen metric."""
+    """One permutation group. Costs (in the chosen metric) and cosines are over all weights that carry it."""
 
     group: str
     size: int

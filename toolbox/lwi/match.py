@@ -1,8 +1,8 @@
 """One layer's matching: costs between channels, and assignments.
 
-For a group and all tensors t that carry it, OLD already aligned on every other axis, x_c^t and y_d^t are the slices of
-OLD and NEW at index c, d of the group's axis. A cost C[c, d] (rows: OLD) is summed over the tensors, and the assignment
-r minimises sum_d C[r[d], d]: r[d] is the channel of OLD that lands at d.
+For a group and all weights t that carry it (running statistics of batch norm are none), OLD already aligned on every
+other axis, x_c^t and y_d^t are the slices of OLD and NEW at index c, d of the group's axis. A cost C[c, d] (rows: OLD)
+is summed over the tensors, and the assignment r minimises sum_d C[r[d], d]: r[d] is the channel of OLD that lands at d.
 
 | metric      | C[c, d]                                        | source                             |
 |-------------|------------------------------------------------|------------------------------------|

@@ -30,6 +30,10 @@ def axis_size(axis: Axis) -> int:
     return sum(prod(factor.size for factor in segment) for segment in axis)
 
 
+_STATISTICS = frozenset({"running_mean", "running_var"})
+"""What torch's batch norms call the statistics that they keep."""
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """One tensor: an ``Axis`` a dimension. ``writes`` is the axis whose groups this tensor computes (its outputs).
@@ -41,6 +45,15 @@ class TensorPlan:
     axes: tuple[Axis, ...]
     writes: int = 0
     labels: bool = False
+
+    @property
+    def statistic(self) -> bool:
+        """Whether it was measured and not learned: batch norm's running mean and variance.
+
+        They move with their group and are left out of every comparison of channels: they tell what the images of a
+        task were like, on the scale of activations, and would outweigh the kernels.
+        """
+        return self.key.rpartition(".")[2] in _STATISTICS
 
     @cached_property
     def groups(self) -> frozenset[str]:
@@ -109,6 +122,13 @@ class Plan:
             for name in tensor.groups:
                 found[name].append(key)
         return {name: tuple(keys) for name, keys in found.items()}
+
+    @cached_property
+    def compared(self) -> dict[str, tuple[str, ...]]:
+        """The tensors that tell how alike the channels of each group are: its carriers without running statistics."""
+        return {
+            name: tuple(key for key in keys if not self.tensors[key].statistic) for name, keys in self.carriers.items()
+        }
 
     def components(self, moving: Collection[str]) -> list[tuple[str, ...]]:
         """The ``moving`` groups in sets that share no tensor (nor parent), each and all from shallow to deep."""
