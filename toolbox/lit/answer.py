@@ -135,7 +135,7 @@ def _local(options: Options, call: Invocation, stack: contextlib.ExitStack, lead
         from toolbox.lit.answer_local import LocalAnswers
         from toolbox.training.processes import start_processes
 
-        answers = LocalAnswers(options, source, aligner(), store, start_processes("fp32"), log)
+        answers = LocalAnswers(options, source, aligner(), store, start_processes("fp32"), log, call.reporter.warn)
         if not leader:
             answers.serve()
             return
