@@ -162,7 +162,7 @@ def peak(full: bool, count: int) -> float:
 
 def memory(quick: bool) -> Iterator[Figure]:
     """The peak of memory of a step with the real model."""
-    count = 1 if quick else 8
+    count = 1 if quick else 4
     full, ours = in_child(peak, True, count), in_child(peak, False, count)
     note = f"{ours:.0f} of {full:.0f} MiB beyond the model, gradients included; {count} photos with questions, fp32"
     yield Figure("lit: memory saved", 1 - ours / full, "share", target=">= 0.25", note=note)
