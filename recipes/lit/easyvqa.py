@@ -15,21 +15,27 @@ def figures(path: Path) -> dict[str, dict]:
     return {row["metric"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
+def interval(row: dict) -> str:
+    """A value with its interval."""
+    low, high = row["ci"]
+    return f"{row['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def main(folder: Path, arms: list[str]) -> None:
     """Print the table and check the signature."""
-    names = ("accuracy [95 %]", "exact, noise", "NLL train", "test", "gap", "VC")
-    widths = (26, 14, 11, 8, 8, 8)
+    names = ("accuracy [95 %]", "with noise", "NLL train", "test", "gap [95 %]", "VC [95 %]")
+    widths = (24, 12, 11, 8, 24, 24)
     print(f"{'arm':<12}{'seed':>5}" + "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True)))
     found: dict[tuple[str, str], dict[str, dict]] = {}
     for arm in arms:
         for path in sorted(folder.glob(f"{arm}-[0-9]*.figures")):
             seed = path.stem.rpartition("-")[2]
             one = found[arm, seed] = figures(path)
-            low, high = one["vqa"]["ci"]
             gap, vc = one["gap"], one["vc"]
-            numbers = (vc["exact_null"], *(gap[name] for name in ("nll_train", "nll", "value")), vc["value"])
-            cells = "".join(f"{value:>{width}.3f}" for value, width in zip(numbers, widths[1:], strict=True))
-            print(f"{arm:<12}{seed:>5}{one['vqa']['value']:>11.3f} [{low:.3f}, {high:.3f}]{cells}")
+            numbers = (vc["exact_null"], gap["nll_train"], gap["nll"])
+            cells = [interval(one["vqa"]), *(f"{value:.3f}" for value in numbers), interval(gap), interval(vc)]
+            shown = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            print(f"{arm:<12}{seed:>5}{shown}")
     wrong = []
     for seed in sorted({seed for arm, seed in found if arm == "vit"}):
         vit, lit = found["vit", seed], found["lit", seed]

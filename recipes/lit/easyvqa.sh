@@ -1,33 +1,45 @@
 #!/usr/bin/env bash
 # VIT against LIT on easy-VQA: accuracy, what the image contributes, and the gap between training and held-out loss.
 # FULL=1 adds more arms: a short budget, --mode im, and a quarter of the instruction's weight by segment.
+# JOBS arms run side by side; what is finished already is not run again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-build/lit}
+jobs=${JOBS:-2}
+threads=$(($(getconf _NPROCESSORS_ONLN) / jobs))
+export TOOLBOX_THREADS=${TOOLBOX_THREADS:-$((threads > 0 ? threads : 1))}
 mkdir -p "$out"
 [ -d "$out/base" ] || lit-build --lm scratch --vocab-from easy-vqa:train --image-size 96 --calibrate easy-vqa:train \
   --out "$out/base" > "$out/base.json"
 
 arm() { # name seed options...
-  local name=$1 seed=$2
+  local name=$1 seed=$2 run=$out/$1-$2
   shift 2
-  [ -f "$out/$name-$seed/run.json" ] || lit-tune easy-vqa:train:3000 --model "$out/base" --recipe "$here/easyvqa.yaml" \
-    --seed "$seed" --out "$out/$name-$seed" --cache-vision "$out/features.safetensors" "$@" > "$out/$name-$seed.events"
-  lit-generate easy-vqa:test:1500 --model "$out/$name-$seed" --max-new-tokens 4 --batch-size 64 > "$out/$name-$seed.said"
-  lit-eval "$out/$name-$seed.said" --metric vqa --refs easy-vqa:test:1500 > "$out/$name-$seed.figures"
-  lit-eval easy-vqa:test:1500 --model "$out/$name-$seed" --metric vc,gap --train-rows easy-vqa:train:3000 \
-    --batch-size 64 >> "$out/$name-$seed.figures"
+  [ ! -f "$run.figures" ] || return 0
+  [ -f "$run/run.json" ] || lit-tune easy-vqa:train:3000 --model "$out/base" --recipe "$here/easyvqa.yaml" --resume \
+    --seed "$seed" --out "$run" --cache-vision "$out/features.safetensors" "$@" > "$run.events"
+  lit-generate easy-vqa:test:1500 --model "$run" --max-new-tokens 4 --batch-size 64 > "$run.said"
+  {
+    lit-eval "$run.said" --metric vqa --refs easy-vqa:test:1500
+    lit-eval easy-vqa:test:1500 --model "$run" --metric vc,gap --train-rows easy-vqa:train:3000 --batch-size 64
+  } > "$run.figures.part"
+  mv "$run.figures.part" "$run.figures"
 }
 
-seeds=${SEEDS:-0 1}
+beside() { # starts an arm as soon as fewer than JOBS are running
+  [ "$(jobs -rp | wc -l)" -lt "$jobs" ] || wait -n
+  arm "$@" &
+}
+
 arms="vit lit"
-for seed in $seeds; do
-  arm vit "$seed" --mode vit
-  arm lit "$seed" --mode lit
+for seed in ${SEEDS:-0 1}; do
+  beside vit "$seed" --mode vit
+  beside lit "$seed" --mode lit
   if [ "${FULL:-0}" = 1 ]; then
-    arm quarter "$seed" --mode lit --normalize segment --instruct-weight .25
-    for mode in vit lit im; do arm "short-$mode" "$seed" --mode $mode --epochs 8; done
+    beside quarter "$seed" --mode lit --normalize segment --instruct-weight .25
+    for mode in vit lit im; do beside "short-$mode" "$seed" --mode $mode --epochs 8; done
     arms="vit lit quarter short-vit short-lit short-im"
   fi
 done
+for process in $(jobs -p); do wait "$process"; done
 python3 "$here/easyvqa.py" "$out" $arms

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from tests.lit.vlms import chats
 from toolbox.lit.chair import Synonyms, built_in, chair, chair_row, mentions, singular, truth
 from toolbox.lit.cider import cider_d, simple_tokens
 from toolbox.lit.pope import Corpus, pope, question_of
-from toolbox.lit.scores import Ratio, interval
+from toolbox.lit.ptb import ptb_tokens
+from toolbox.lit.scores import Ratio, gap_interval, interval
 from toolbox.lit.vqa import normalise, vqa_accuracy
 
 
@@ -66,6 +69,29 @@ def test_cider_equals_pycocoevalcap_on_real_captions(photos):
     ours = cider_d([each[0] for each in tokens], [each[1:] for each in tokens])
     assert len(ours) == 821
     assert np.abs(np.array(ours) - np.array(theirs)).max() < 1e-9
+
+
+def test_stanford_s_tokens_are_those_of_the_coco_evaluation(photos):
+    pytest.importorskip("pycocoevalcap", reason="pip install --no-deps pycocoevalcap==1.2")
+    if shutil.which("java") is None:
+        pytest.skip("there is no java")
+    peer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
+    texts = ["A man's dog can't run - it's \u201cred\u201d!", "", "T-shirt (blue) for $3.50, cannot\nwait...", " "]
+    assert ptb_tokens(texts)[:2] == [["a", "man", "'s", "dog", "ca", "n't", "run", "it", "'s", "red"], []]
+    rows = gzip.decompress((photos / "flickr8k_captions_test.jsonl.gz").read_bytes()).splitlines()
+    texts += [caption for row in rows for caption in json.loads(row)["captions"]]
+    theirs = peer.tokenize({number: [{"caption": text}] for number, text in enumerate(texts)})
+    assert [" ".join(tokens) for tokens in ptb_tokens(texts)] == [theirs[number][0] for number in range(len(texts))]
+
+
+def test_without_the_jar_stanford_s_tokens_are_66(tool, tmp_path):
+    if importlib.util.find_spec("pycocoevalcap") is not None:
+        pytest.skip("pycocoevalcap is installed")
+    (tmp_path / "refs.jsonl").write_bytes(lines([{"id": "a", "image": "x", "captions": ["A dog."]}]))
+    words = ["--metric", "cider", "--refs", tmp_path / "refs.jsonl", "--tokenizer", "ptb"]
+    done = tool("lit-eval", *words, stdin=lines([{"id": "a", "text": "A dog"}]))
+    assert (done.code, done.out) == (66, b"")
+    assert "pip install --no-deps pycocoevalcap" in done.err
 
 
 def test_mentions_follow_the_rules():
@@ -146,6 +172,19 @@ def test_intervals_resample_images_and_pairs_share_the_draw():
     assert interval(Ratio([1.0, 2.0], [1.0, 1.0], ["a", "a"]), draws=5, seed=0) == [None, None]
 
 
+def test_the_interval_of_a_gap_draws_the_images_of_either_side_apart():
+    draw = np.random.default_rng(1)
+    sides = [draw.random(100) for _ in range(2)]
+    one, two = (Ratio(list(np.repeat(side, 2)), [1.0] * 200, [f"i{n // 2}" for n in range(200)]) for side in sides)
+    low, high = gap_interval(one, two, draws=2000, seed=0)
+    assert low is not None
+    assert high is not None
+    spread = math.sqrt(sum(side.var() / 100 for side in sides))
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert (low + high) / 2 == pytest.approx(sides[0].mean() - sides[1].mean(), abs=spread / 5)
+    assert gap_interval(one, Ratio([1.0], [1.0], ["a"]), draws=5, seed=0) == [None, None]
+
+
 def test_predictions_must_fit_their_references(tool, tmp_path):
     (tmp_path / "refs.jsonl").write_bytes(lines([{"id": "a", "image": "x", "captions": ["A dog."]},
                                                  {"id": "b", "image": "y", "captions": ["A cat."]}]))  # fmt: skip
@@ -179,7 +218,8 @@ def test_a_model_s_figures_are_what_its_losses_say(tool, llava, tmp_path):
                 "--max-steps", "1", "--batch-size", "4")  # fmt: skip
     step = next(row for row in told.rows if row["event"] == "step")
     assert nll["value"] == pytest.approx(step["loss_response"], abs=1e-5)
-    assert (gap["value"], gap["nll"]) == (0.0, pytest.approx(nll["value"]))
+    assert (gap["value"], gap["nll"], gap["n_train"]) == (0.0, pytest.approx(nll["value"]), 4)
+    assert gap["ci"][0] < 0 < gap["ci"][1]
     each = [json.loads(line) for line in (tmp_path / "each").read_text().splitlines()]
     assert vc["value"] == pytest.approx(float(np.mean([row["vc"] for row in each])))
     text_only = [row["vc"] for row in each if row["id"] == "c2"]

@@ -219,6 +219,12 @@ def test_parts_stages_adapters_and_cached_features(tool, llava, tmp_path):
     assert (done["steps"], done["loss_instruction"]) == (2, None)
     last, _, _ = changed("last", "--train-parts", "lm:1")
     assert {key.split(".layers.")[1][0] for key in last} == {"1"}
+
+
+@pytest.mark.slow
+def test_adapters_keep_the_connector_whole_beside_them(tool, llava, tmp_path):
+    """peft alone takes seconds to import."""
+    text, before = lines(chats(6)), load_file(llava / "model.safetensors")
     done = tool("lit-tune", "--model", llava, "--out", tmp_path / "lora", *SHORT, "--lora-r", "2", stdin=text)
     assert done.code == 0, done.err
     tuned = load_vlm(find_model(str(tmp_path / "lora")))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 from toolbox.lit.build import DEFAULT, vlm_named
@@ -113,29 +115,36 @@ def _local(options: Options, call: Invocation, stack: contextlib.ExitStack, lead
 
     source = find_vlm(vlm_named(options.model, call.reporter.note), trust_remote_code=options.trust_remote_code)
     store = ImageStore(options.image_root, options.max_image_pixels, call.reporter.warn)
-    processor = load_processor(source, trust_remote_code=options.trust_remote_code)
-    aligner = Aligner(processor, options.control_tokens)  # type: ignore[arg-type]
+
+    @cache  # at the first row: a line that is none is told before seconds of imports
+    def aligner() -> Aligner:
+        processor = load_processor(source, trust_remote_code=options.trust_remote_code)
+        return Aligner(processor, options.control_tokens)  # type: ignore[arg-type]
+
     opens = bool(options.propose)
-    questions = Questions(options, call, lambda sample: prompt_of(aligner, store, sample, opens))
+    questions = Questions(options, call, lambda sample: prompt_of(aligner(), store, sample, opens))
     if call.dry_run:
         if leader:
             _plan(questions, call)
         return
-    from toolbox.lit.answer_local import LocalAnswers
-    from toolbox.training.processes import start_processes
-
     log = _open_log(options, call, stack) if leader else None
-    answers = LocalAnswers(options, source, aligner, store, start_processes("fp32"), log)
-    if not leader:
-        answers.serve()
-        return
+    stream = iter(questions) if leader else iter(())
+    first = list(islice(stream, 1))
     writer = JsonlWriter(call.streams)
-    made = _proposals if options.propose else _answers
-    with call.reporter.progress("row", None) as bar:
-        for count, rows in made(options, call, questions, answers):
-            _write(writer, rows)
-            bar.advance(count)
-    answers.close()
+    if first or "WORLD_SIZE" in os.environ:
+        from toolbox.lit.answer_local import LocalAnswers
+        from toolbox.training.processes import start_processes
+
+        answers = LocalAnswers(options, source, aligner(), store, start_processes("fp32"), log, call.reporter.warn)
+        if not leader:
+            answers.serve()
+            return
+        made = _proposals if options.propose else _answers
+        with call.reporter.progress("row", None) as bar:
+            for count, rows in made(options, call, chain(first, stream), answers):
+                _write(writer, rows)
+                bar.advance(count)
+        answers.close()
     writer.close()
     questions.finish()
 
@@ -149,7 +158,7 @@ def _windows(questions: Iterable[Question], size: int) -> Iterator[list[Question
 Batches = Iterator[tuple[int, list[dict[str, Any]]]]
 
 
-def _answers(options: Options, call: Invocation, questions: Questions, answers: Any) -> Batches:
+def _answers(options: Options, call: Invocation, questions: Iterable[Question], answers: Any) -> Batches:
     from toolbox.lit.answer_local import Ask
 
     for window in _windows(questions, answers.window):
@@ -161,7 +170,7 @@ def _answers(options: Options, call: Invocation, questions: Questions, answers: 
         yield len(window), [_row(one, found) for one, found in zip(window, done, strict=True)]
 
 
-def _proposals(options: Options, call: Invocation, questions: Questions, answers: Any) -> Batches:
+def _proposals(options: Options, call: Invocation, questions: Iterable[Question], answers: Any) -> Batches:
     from toolbox.lit.propose import Proposing
 
     proposing = Proposing(

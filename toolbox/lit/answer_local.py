@@ -6,7 +6,7 @@ number of processes nor an interruption shows in the output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +77,13 @@ class LocalAnswers:
 
     def __init__(
         self, options: Options, source: ModelSource, aligner: Aligner, store: ImageStore, accelerator: Any,
-        log: ResponseLog | None,
+        log: ResponseLog | None, warn: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.options, self.source, self.aligner, self.store = options, source, aligner, store
-        self.accelerator, self.log = accelerator, log
+        self.accelerator, self.log, self.warn = accelerator, log, warn
         self._backend: VisionBackend | None = None
         self._identity: str | None = None
+        self._warned = False
 
     @property
     def window(self) -> int:
@@ -177,18 +178,14 @@ class LocalAnswers:
         if self._identity is None:
             self._identity = model_identity(self.source, trust_remote_code=self.options.trust_remote_code)
         own = self.source.path / CONNECTOR_FILE if self.source.path is not None else None
-        self.log.begin(
-            describe_run(
-                "local",
-                self._identity,
-                decoding,
-                dtype=self._dtype(),
-                template=digest(self.aligner.template),
-                connector=sha256_file(own) if own is not None and own.is_file() else None,
-                control_tokens=self.options.control_tokens,
-            ),
-            self.options.model,
-        )
+        run = describe_run(
+            "local", self._identity, decoding, dtype=self._dtype(), template=digest(self.aligner.template),
+            connector=sha256_file(own) if own is not None and own.is_file() else None,
+            control_tokens=self.options.control_tokens,
+        )  # fmt: skip
+        if not self.log.begin(run, self.options.model) and not self._warned:
+            self._warned = True
+            self.warn(f"{self.log.path}: holds no response of this model with these options")
 
 
 def _asked(_: int, text: Any) -> bool:

@@ -72,12 +72,12 @@ def judge_model(options: Options, call: Invocation) -> None:
     """Score rows with a model and write the figures."""
     source = find_vlm(vlm_named(str(options.model), call.reporter.note), trust_remote_code=options.trust_remote_code)
     store = ImageStore(options.image_root, options.max_image_pixels, call.reporter.warn)
-    processor = load_processor(source, trust_remote_code=options.trust_remote_code)
     rejected: list[bytes] = []
-    test = _rows(options, call, options.file, processor, store, rejected)
-    train = None
-    if "gap" in options.metrics:
-        train = _rows(options, call, str(options.train_rows), processor, store, rejected, len(test.rows))
+    held_out = _Set(options.file, options, call, rejected)
+    known = _Set(str(options.train_rows), options, call, rejected) if "gap" in options.metrics else None
+    processor = load_processor(source, trust_remote_code=options.trust_remote_code)
+    test = held_out.rows(processor, store)
+    train = None if known is None else known.rows(processor, store, len(test.rows))
     if options.rejects and not call.dry_run:
         write_rejects(options.rejects, rejected)
     writer = JsonlWriter(call.streams)
@@ -103,8 +103,8 @@ def judge_model(options: Options, call: Invocation) -> None:
             writer.write(line("nll", ratio, **how, exact=float(seen.exact.mean())))  # type: ignore[arg-type]
         elif name == "gap":
             assert train is not None
-            known = score(model, train, pad, options.batch_size)
-            writer.write(_gap(seen, images, known, [_image(row.sample) for row in train.rows], **how))
+            learned = score(model, train, pad, options.batch_size)
+            writer.write(_gap(seen, images, learned, [_image(row.sample) for row in train.rows], **how))
         else:
             null = Rows(
                 test.aligner, NullStore(store, options.null, [row.sample for row in test.rows]), test.how, keep=False
@@ -138,22 +138,29 @@ def _gap(
             "n_train": len(known)}  # fmt: skip
 
 
-def _rows(
-    options: Options, call: Invocation, name: str, processor: Any, store: ImageStore, rejected: list[bytes],
-    most: int | None = None,
-) -> Rows:  # fmt: skip
-    """The rows of ``name``, a sample of ``most`` of them where there are more."""
-    reader = RecordReader(
-        TURNS, renames=parse_map(options.map_fields), on_bad=options.on_bad, rejects=lambda raw, _: rejected.append(raw)
-    )
-    samples = _sample(list(read_samples(name, call.streams, reader, Reading(), Counts())), most, options.seed)
-    rows = Rows(Aligner(processor), store, Labelling(mode="vit"))
-    rows.add(samples, lambda sample, problem: reader.bad(problem, msgspec.json.encode(sample.data)))
-    if reader.skipped:
-        call.reporter.warn(f"{display_name(name)}: {reader.skipped} bad rows left out")
-    if not rows.rows:
-        raise BadData("the set is empty", "give at least one row with an answer", file=display_name(name))
-    return rows
+class _Set:
+    """Rows of one source: read at once, aligned when the processor is there."""
+
+    def __init__(self, name: str, options: Options, call: Invocation, rejected: list[bytes]) -> None:
+        self.name, self.options, self.call = name, options, call
+        self.reader = RecordReader(
+            TURNS, renames=parse_map(options.map_fields), on_bad=options.on_bad,
+            rejects=lambda raw, _: rejected.append(raw),
+        )  # fmt: skip
+        self.samples = list(read_samples(name, call.streams, self.reader, Reading(), Counts()))
+
+    def rows(self, processor: Any, store: ImageStore, most: int | None = None) -> Rows:
+        """The rows, a sample of ``most`` of them where there are more. Raises: BadData (65) where none is left."""
+        found = Rows(Aligner(processor), store, Labelling(mode="vit"))
+        found.add(
+            _sample(self.samples, most, self.options.seed),
+            lambda sample, problem: self.reader.bad(problem, msgspec.json.encode(sample.data)),
+        )
+        if self.reader.skipped:
+            self.call.reporter.warn(f"{display_name(self.name)}: {self.reader.skipped} bad rows left out")
+        if not found.rows:
+            raise BadData("the set is empty", "give at least one row with an answer", file=display_name(self.name))
+        return found
 
 
 def _sample(samples: list[Sample], most: int | None, seed: int) -> list[Sample]:

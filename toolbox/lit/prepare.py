@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,18 @@ class Source:
             self.call.reporter.warn(f"{display_name(self.name)}: {self.reader.skipped} bad rows left out")
 
 
-def read_all(options: Options, call: Invocation, processor: Any, store: ImageStore) -> tuple[Brief, Rows]:
-    """Rank 0: read, align and label every row. Raises what is wrong with them."""
+def read_all(
+    options: Options, call: Invocation, load: Callable[[], Any], store: ImageStore
+) -> tuple[Brief, Rows]:  # fmt: skip
+    """Rank 0: read, align and label every row. Raises what is wrong with them.
+
+    ``load`` gives the processor; it costs seconds and is called once every line has been read.
+    """
     rejected: list[bytes] = []
     train = Source(options.file, options, call, rejected, "the training set")
+    held_out = None
+    if options.eval_rows is not None:
+        held_out = Source(options.eval_rows, options, call, rejected, "--eval")
     templates = template_list(options, call.streams, train.samples)
     if options.label_mode == "lit" and options.task_templates == "auto":
         call.reporter.note(
@@ -93,15 +101,13 @@ def read_all(options: Options, call: Invocation, processor: Any, store: ImageSto
         )
     brief = Brief(templates=templates)
     how = brief.labelling(options)
-    aligner = Aligner(processor, options.control_tokens)  # type: ignore[arg-type]
-    rows = Rows(aligner, store, how)
+    aligner = Aligner(load(), options.control_tokens)  # type: ignore[arg-type]
+    rows, watched = Rows(aligner, store, how), Rows(aligner, store, how)
     rows.add(train.samples, train.fail)
     train.say()
-    watched = Rows(aligner, store, how)
-    if options.eval_rows is not None:
-        source = Source(options.eval_rows, options, call, rejected, "--eval")
-        watched.add(source.samples, source.fail)
-        source.say()
+    if held_out is not None:
+        watched.add(held_out.samples, held_out.fail)
+        held_out.say()
     if options.rejects and not call.dry_run:
         write_rejects(options.rejects, rejected)
     _check(options, call, rows, train)

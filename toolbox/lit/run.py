@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,8 @@ def run(options: Options, call: Invocation, given: frozenset[str] = frozenset())
                 out = stack.enter_context(
                     OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
                 )
-            processor = load_processor(source, trust_remote_code=options.trust_remote_code)
-            brief, rows = read_all(options, call, processor, store)
+            load = partial(load_processor, source, trust_remote_code=options.trust_remote_code)
+            brief, rows = read_all(options, call, load, store)
             if call.dry_run:
                 _show_plan(options, call, rows)
                 return
