@@ -12,7 +12,9 @@ import pytest
 from tests.server import ROOT, environment
 
 PAGE = (ROOT / "docs/CONTRIBUTING.md").read_text(encoding="utf-8")
-FILES = re.compile(r"^`(?P<path>[\w./-]+)`\n\n(?:```python\n(?P<code>.*?)^```|(?P<page>(?:    .*\n|\n)+))", re.M | re.S)
+FILES = re.compile(
+    r"^`(?P<path>[\w./-]+)`\n\n(?:```python\n(?P<code>.*?)^```|(?P<page>(?:    [^\n]*\n|\n)+))", re.M | re.S
+)
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def tree(tmp_path) -> Path:
         path = tmp_path / found["path"]
         assert not path.exists()
         path.write_text(found["code"] or re.sub(r"^    ", "", found["page"], flags=re.M).strip() + "\n")
-    case = re.search(r"^`tests/contract/commands.py`, behind `(.*?)`\n\n```python\n(.*?)^```", section, re.M | re.S)
+    case = re.search(r"^`tests/contract/commands.py`, behind `(.*?)`\n\n```\n(.*?)^```", section, re.M | re.S)
     assert case is not None
     suite = tmp_path / "tests/contract/commands.py"
     before = suite.read_text()

@@ -32,10 +32,14 @@ def written(tmp_path_factory):
 def test_every_executable_is_described_with_all_its_options(commands):
     assert [one.name for one in commands] == sorted(path.name for path in (ROOT / "bin").iterdir())
     for command, known in zip(all_commands(), commands, strict=True):
-        options = [p for p in command.get_params(click.Context(command)) if isinstance(p, click.Option)]
+        options = [
+            p
+            for p in command.get_params(click.Context(command, **command.context_settings))
+            if isinstance(p, click.Option)
+        ]
         names = {name for p in options for name in (*p.opts, *p.secondary_opts)}
         assert {name for one in known.options for name in (*one.names, *one.off)} == names
-        assert "--help" in names
+        assert {"-h", "--help"} <= names
         assert all(one.help for one in known.options)
 
 

@@ -71,7 +71,7 @@ def all_commands() -> Iterator[ToolCommand]:
 def describe(command: ToolCommand) -> DescribedCommand:
     """The command as plain data."""
     name = str(command.name)
-    ctx = click.Context(command, info_name=name)
+    ctx = click.Context(command, info_name=name, **command.context_settings)
     arguments, options = [], []
     for parameter in command.get_params(ctx):
         if isinstance(parameter, click.Option):
