@@ -37,7 +37,7 @@ for seed in ${SEEDS:-0 1}; do
       lit-eval "$run.pope" --metric pope --refs "$out/pope.jsonl" $(against pope)
       lit-eval "$run.answers" --metric vqa --refs "$out/vqa_test.jsonl" $(against answers)
       lit-eval "$out/vqa_test.jsonl" "${root[@]}" --model "$run" --metric vc,gap --train-rows "$out/vqa_train.jsonl" \
-        --batch-size 32
+        --batch-size 32 --rows-out "$run.rows" $(against rows)
     } > "$run.figures"
   done
 done

@@ -100,6 +100,9 @@ def test_an_endpoint_gets_the_images_and_its_log_stands_for_it(tool, tmp_path):
         strict = tool(*words[:5], "--base-url", server.url, stdin=lines(rows))
         assert strict.code == 65
         assert "stdin:4: the endpoint refuses this row: 400: too many words" in strict.err
+        broken = tool(*words[:5], "--base-url", server.url, stdin=lines(good) + b"{oops")
+        assert (broken.code, broken.out) == (65, done.out), broken.err
+        assert "stdin:5: not valid JSON" in broken.err
     stored = tool("lit-generate", "--backend", "replay", "--replay", log, stdin=lines(good))
     assert (stored.code, stored.out) == (0, done.out), stored.err
     missing = tool("lit-generate", "--backend", "replay", "--replay", log, "--dry-run", stdin=lines(rows))

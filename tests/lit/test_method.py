@@ -46,11 +46,12 @@ def by_characters(aligner, turns, mode) -> set[int]:
     return {at for at, mark in enumerate(colour) if mark in wanted}
 
 
+@pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MARKED)
-def test_labels_equal_those_of_a_checker_that_knows_characters_only(kind):
+def test_labels_equal_those_of_a_checker_that_knows_characters_only(kind, count):
     made = processor(kind)
     aligner, draw = Aligner(made), random.Random(3)
-    for number in range(25):
+    for number in range(count):
         turns, images = conversation(draw)
         turns = [(role, (*parts[:-1], f"{parts[-1]}\n{FORMAT}") if role == "user" and draw.random() < 0.6 else parts)
                  for role, parts in turns]  # fmt: skip
@@ -150,3 +151,17 @@ def test_the_table_counts_turns_rows_places_and_neighbours():
     few = Table()
     few.add("x", [FORMAT] * 199)
     assert not few.rows_out()[0]["template"]
+
+
+@pytest.mark.slow
+def test_the_boilerplate_of_real_rows_is_found_and_a_frequent_question_is_none(tool, photos):
+    path = photos / "flickr8k_vqa_train.jsonl.gz"
+    done = tool("lit-templates", path)
+    assert done.code == 0, done.err
+    assert [(row["sentence"], row["count"], row["template"]) for row in done.rows[:3]] == [
+        (FORMAT, 25798, True), ("Provide a one-sentence caption for the provided image.", 6528, True),
+        ("Is there a person in the image?", 3915, False),
+    ]  # fmt: skip
+    assert sum(row["template"] for row in done.rows) == 2
+    assert "32326 user turns" in done.err
+    assert tool("lit-templates", stdin=path.read_bytes()).out == done.out

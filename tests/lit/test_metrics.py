@@ -176,13 +176,15 @@ def test_the_interval_of_a_gap_draws_the_images_of_either_side_apart():
     draw = np.random.default_rng(1)
     sides = [draw.random(100) for _ in range(2)]
     one, two = (Ratio(list(np.repeat(side, 2)), [1.0] * 200, [f"i{n // 2}" for n in range(200)]) for side in sides)
-    low, high = gap_interval(one, two, draws=2000, seed=0)
+    low, high = gap_interval((one, two), draws=2000, seed=0)
     assert low is not None
     assert high is not None
     spread = math.sqrt(sum(side.var() / 100 for side in sides))
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
     assert (low + high) / 2 == pytest.approx(sides[0].mean() - sides[1].mean(), abs=spread / 5)
-    assert gap_interval(one, Ratio([1.0], [1.0], ["a"]), draws=5, seed=0) == [None, None]
+    assert gap_interval((one, Ratio([1.0], [1.0], ["a"])), draws=5, seed=0) == [None, None]
+    more = Ratio([value + 0.25 for value in one.over], one.under, one.images)
+    assert gap_interval((more, two), draws=50, seed=0, theirs=(one, two)) == pytest.approx([0.25, 0.25])
 
 
 def test_predictions_must_fit_their_references(tool, tmp_path):
@@ -221,7 +223,23 @@ def test_a_model_s_figures_are_what_its_losses_say(tool, llava, tmp_path):
     assert (gap["value"], gap["nll"], gap["n_train"]) == (0.0, pytest.approx(nll["value"]), 4)
     assert gap["ci"][0] < 0 < gap["ci"][1]
     each = [json.loads(line) for line in (tmp_path / "each").read_text().splitlines()]
+    train = [row for row in each if row["set"] == "train"]
+    each = [row for row in each if row["set"] == "test"]
+    assert [(row["id"], row["log_p"]) for row in train] == [(row["id"], row["log_p"]) for row in each]
     assert vc["value"] == pytest.approx(float(np.mean([row["vc"] for row in each])))
     text_only = [row["vc"] for row in each if row["id"] == "c2"]
     assert text_only == [0.0]  # nothing to see, nothing contributed
     assert any(row["vc"] != 0 for row in each)
+    other = [{**row, "log_p": row["log_p"] - row["tokens"] / 4 * (row["set"] == "test")} for row in (*each, *train)]
+    (tmp_path / "other").write_bytes(lines(other))
+    paired = tool("lit-eval", tmp_path / "rows.jsonl", "--model", llava, "--metric", "nll,gap", "--compare",
+                  tmp_path / "other", "--train-rows", tmp_path / "rows.jsonl")  # fmt: skip
+    assert paired.code == 0, paired.err
+    for row in paired.rows:
+        assert row["compare"]["difference"] == pytest.approx(-0.25)
+        assert row["compare"]["ci"] == pytest.approx([-0.25, -0.25])
+    (tmp_path / "other").write_bytes(lines(other[1:]))
+    missing = tool("lit-eval", tmp_path / "rows.jsonl", "--model", llava, "--metric", "nll", "--compare",
+                   tmp_path / "other")  # fmt: skip
+    assert (missing.code, missing.out) == (65, b"")
+    assert "no row 'c0' of the test set" in missing.err

@@ -33,7 +33,8 @@ def schema() -> dict[str, Any]:
 @click.argument("file", default="-", type=vision.RowsType("FILE"))
 @groups.record_options()
 @option("--refs", group="Input/Output", type=vision.RowsType("ROWS"), help="What predictions are compared with.")
-@option("--compare", group="Input/Output", type=PathType(), help="Other predictions: add the paired difference.")
+@option("--compare", group="Input/Output", type=PathType(),
+        help="Other predictions, or another model's --rows-out: add the paired difference.")  # fmt: skip
 @option("--rows-out", group="Input/Output", type=PathType(), help="Write the values of single rows to this file.")
 @vision.image_options(per_row=False)
 @option("--metric", group="Method", required=True, metavar="LIST",

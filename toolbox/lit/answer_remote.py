@@ -56,14 +56,25 @@ class EndpointAnswers:
                 call.reporter.warn(f"{log.path}: holds no response of this endpoint with these options")
 
     def __call__(self, questions: Questions) -> Answers:
-        """Ask and wait. Whatever fails ends the connection; what had been answered by then is in the log."""
+        """Ask and wait. What was read before a bad line is finished first; other failures end the connection, and what
+        had been answered by then is in the log."""
+        stream, bad = iter(questions), None
         with Endpoint(self.service, self.call.reporter.note, strict=self.options.on_bad == "fail") as endpoint:
-            for question in questions:
+            while True:
+                try:
+                    question = next(stream, None)
+                except BadData as problem:
+                    bad = problem
+                    break
+                if question is None:
+                    break
                 self.waiting.append((question, self._ask(endpoint, question)))
                 while self.waiting and (len(self.waiting) >= AHEAD or self.waiting[0][1].done()):
                     yield from self._settled(questions)
             while self.waiting:
                 yield from self._settled(questions)
+        if bad is not None:
+            raise bad
 
     def _ask(self, endpoint: Endpoint, question: Question) -> Future[Completion]:
         request: TextRequest = question.request(question.ready)

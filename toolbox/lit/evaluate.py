@@ -84,8 +84,8 @@ def check(options: Options) -> None:
         raise UsageProblem("--metric gap needs --train-rows", "rows that the model was trained on")
     if not mine and options.refs is None:
         raise UsageProblem(f"--metric {options.metrics[0]} needs --refs", "rows with captions or answers")
-    if mine and (options.compare or options.refs):
-        raise UsageProblem("--compare and --refs are for figures of predictions", "leave them out")
+    if mine and options.refs:
+        raise UsageProblem("--refs is for figures of predictions", "leave it out")
     names = [options.file, options.refs, options.compare, options.train_rows]
     if names.count("-") > 1:
         raise UsageProblem("only one input can be stdin (-)", "name files for the others")

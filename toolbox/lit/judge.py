@@ -15,17 +15,17 @@ from toolbox.lit.build import vlm_named
 from toolbox.lit.data import Labelling, Rows
 from toolbox.lit.evaluate import Options
 from toolbox.lit.images import ImageStore
-from toolbox.lit.lines import TURNS
+from toolbox.lit.lines import TURNS, ScoredRow
 from toolbox.lit.method import visual_contribution
 from toolbox.lit.rows import Counts, Reading, Sample, read_samples
-from toolbox.lit.scores import Ratio, gap_interval, line
+from toolbox.lit.scores import Ratio, gap, gap_interval, line
 from toolbox.models.head import Head, token_nll
 from toolbox.models.spans import Aligner
 from toolbox.models.vlm import collate, find_vlm, hidden_states, inner, load_processor, load_vlm
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
 from toolbox.shell.files import atomic_file
-from toolbox.shell.records import RecordReader, parse_map, write_rejects
+from toolbox.shell.records import RecordReader, parse_map, read_records, write_rejects
 from toolbox.shell.streams import JsonlWriter, display_name
 
 
@@ -91,51 +91,102 @@ def judge_model(options: Options, call: Invocation) -> None:
         model = model.cuda()
     pad = processor.tokenizer.pad_token_id or 0
     seen = score(model, test, pad, options.batch_size)
-    images = [_image(row.sample) for row in test.rows]
-    how = {"draws": options.bootstrap, "seed": options.seed}
-    details: list[dict[str, Any]] = [
-        {"id": row.sample.id, "log_p": float(seen.log_p[n]), "tokens": int(seen.tokens[n])}
-        for n, row in enumerate(test.rows)
-    ]
+    figures = _Figures(options, call, test, seen)
     for name in options.metrics:
         if name == "nll":
-            ratio = Ratio(list(-seen.log_p), list(seen.tokens), images)
-            writer.write(line("nll", ratio, **how, exact=float(seen.exact.mean())))  # type: ignore[arg-type]
+            writer.write(figures.nll())
         elif name == "gap":
             assert train is not None
-            learned = score(model, train, pad, options.batch_size)
-            writer.write(_gap(seen, images, learned, [_image(row.sample) for row in train.rows], **how))
+            writer.write(figures.gap(train, score(model, train, pad, options.batch_size)))
         else:
             null = Rows(
                 test.aligner, NullStore(store, options.null, [row.sample for row in test.rows]), test.how, keep=False
             )
             null.rows = [replace(row, aligned=replace(row.aligned, inputs={})) for row in test.rows]
-            blind = score(model, null, pad, options.batch_size)
-            contributed = visual_contribution(seen.log_p, blind.log_p)
-            for detail, value in zip(details, contributed, strict=True):
-                detail["vc"] = float(value)
-            ratio = Ratio(list(contributed), [1.0] * len(images), images)
-            more = {"null": options.null, "per_token": float(contributed.sum() / seen.tokens.sum()),
-                    "exact": float(seen.exact.mean()), "exact_null": float(blind.exact.mean())}  # fmt: skip
-            writer.write(line("vc", ratio, **how, **more))  # type: ignore[arg-type]
+            writer.write(figures.vc(score(model, null, pad, options.batch_size)))
     writer.close()
     if options.rows_out:
         with atomic_file(options.rows_out) as handle:
-            handle.writelines(msgspec.json.encode(row) + b"\n" for row in details)
+            handle.writelines(msgspec.json.encode(row) + b"\n" for row in figures.kept)
 
 
-def _gap(
-    test: Scored, images: Sequence[str], train: Scored, known: Sequence[str], *, draws: int, seed: int
-) -> dict[str, Any]:  # fmt: skip
-    """Held-out less training loss, a token. The images of either set are drawn apart for the interval."""
-    over = Ratio(list(-test.log_p), list(test.tokens), images)
-    under = Ratio(list(-train.log_p), list(train.tokens), known)
-    held_out, learned = over.value, under.value
-    assert held_out is not None
-    assert learned is not None
-    return {"metric": "gap", "value": held_out - learned, "n": len(images), "images": len(set(images)),
-            "ci": gap_interval(over, under, draws=draws, seed=seed), "nll": held_out, "nll_train": learned,
-            "n_train": len(known)}  # fmt: skip
+class _Figures:
+    """Lines of figures; ``kept`` has the values of single rows. With ``--compare`` the rows that another model's run
+    kept are the other side, matched by id."""
+
+    def __init__(self, options: Options, call: Invocation, test: Rows, seen: Scored) -> None:
+        self.how: dict[str, Any] = {"draws": options.bootstrap, "seed": options.seed}
+        self.seen, self.name = seen, str(options.compare)
+        self.other = None if options.compare is None else _stored(self.name, call)
+        self.ids = [row.sample.id for row in test.rows]
+        self.images = [_image(row.sample) for row in test.rows]
+        self.kept = _kept("test", self.ids, seen)
+
+    def nll(self) -> dict[str, Any]:
+        """The loss of a response token."""
+        theirs = None if self.other is None else self._ratio("test", self.ids, self.images)
+        return line("nll", _loss(self.seen, self.images), other=theirs, **self.how, exact=float(self.seen.exact.mean()))
+
+    def vc(self, blind: Scored) -> dict[str, Any]:
+        """What the image contributes to an answer."""
+        values = visual_contribution(self.seen.log_p, blind.log_p)
+        for row, value in zip(self.kept, values, strict=False):
+            row["vc"] = float(value)
+        theirs = None
+        if self.other is not None:
+            rows = [self._find("test", name) for name in self.ids]
+            if any(row.vc is None for row in rows):
+                raise BadData("it has no vc to compare with", "judge that model with --metric vc", file=self.name)
+            theirs = Ratio([float(row.vc or 0.0) for row in rows], [1.0] * len(rows), self.images)
+        more = {"per_token": float(values.sum() / self.seen.tokens.sum()), "exact": float(self.seen.exact.mean()),
+                "exact_null": float(blind.exact.mean())}  # fmt: skip
+        ratio = Ratio(list(values), [1.0] * len(values), self.images)
+        return line("vc", ratio, other=theirs, **self.how, **more)
+
+    def gap(self, train: Rows, learned: Scored) -> dict[str, Any]:
+        """Held-out less training loss, a token; the images of either set are drawn apart for the interval."""
+        ids, images = [row.sample.id for row in train.rows], [_image(row.sample) for row in train.rows]
+        self.kept += _kept("train", ids, learned)
+        sides = _loss(self.seen, self.images), _loss(learned, images)
+        found = {"metric": "gap", "value": gap(sides), "n": len(self.ids), "images": len(set(self.images)),
+                 "ci": gap_interval(sides, **self.how), "nll": sides[0].value, "nll_train": sides[1].value,
+                 "n_train": len(ids)}  # fmt: skip
+        if self.other is not None:
+            theirs = self._ratio("test", self.ids, self.images), self._ratio("train", ids, images)
+            there, mine = gap(theirs), gap(sides)
+            assert there is not None
+            assert mine is not None
+            found["compare"] = {"value": there, "difference": mine - there,
+                                "ci": gap_interval(sides, **self.how, theirs=theirs)}  # fmt: skip
+        return found
+
+    def _ratio(self, kind: str, ids: Sequence[str], images: Sequence[str]) -> Ratio:
+        rows = [self._find(kind, name) for name in ids]
+        return Ratio([-row.log_p for row in rows], [float(row.tokens) for row in rows], images)
+
+    def _find(self, kind: str, name: str) -> ScoredRow:
+        assert self.other is not None
+        found = self.other.get((kind, name))
+        if found is None:
+            raise BadData(f"no row {name!r} of the {kind} set", "compare models on the same rows", file=self.name)
+        return found
+
+
+def _loss(scored: Scored, images: Sequence[str]) -> Ratio:
+    return Ratio(list(-scored.log_p), list(scored.tokens), images)
+
+
+def _kept(kind: str, ids: Sequence[str], scored: Scored) -> list[dict[str, Any]]:
+    numbers = zip(ids, scored.log_p, scored.tokens, strict=True)
+    return [{"set": kind, "id": name, "log_p": float(p), "tokens": int(n)} for name, p, n in numbers]
+
+
+def _stored(name: str, call: Invocation) -> dict[tuple[str, str], ScoredRow]:
+    found: dict[tuple[str, str], ScoredRow] = {}
+    for record in read_records(name, call.streams, RecordReader((ScoredRow,)), "--compare"):
+        if found.setdefault((record.value.set, record.id), record.value) is not record.value:
+            raise record.bad(f"the id {record.id!r} is there twice", "ids must be single", "$.id")
+    return found
 
 
 class _Set:

@@ -266,6 +266,17 @@ REFERENCES: tuple[type[msgspec.Struct], ...] = (Answered, *TURNS, *CAPTIONS)
 """What predictions are compared with."""
 
 
+class ScoredRow(msgspec.Struct, kw_only=True):
+    """What lit-eval --rows-out keeps of a row that a model was judged on: Σ log p of its answers, their tokens, VC."""
+
+    needs: ClassVar[tuple[str, ...]] = ("log_p", "tokens")
+    id: str
+    log_p: float
+    tokens: Annotated[int, msgspec.Meta(ge=1)]
+    set: Literal["test", "train"] = "test"
+    vc: float | None = None
+
+
 class Figure(msgspec.Struct, kw_only=True):
     """One figure over ``n`` rows of ``images`` images, with its 95 % interval; what belongs to it stands beside."""
 

@@ -84,8 +84,8 @@ class Source:
 
 def read_all(
     options: Options, call: Invocation, load: Callable[[], Any], store: ImageStore
-) -> tuple[Brief, Rows]:  # fmt: skip
-    """Rank 0: read, align and label every row. Raises what is wrong with them.
+) -> tuple[Brief, Rows, Rows]:  # fmt: skip
+    """Rank 0: read, align and label every row: what is told, training rows, held-out rows. Raises what is wrong.
 
     ``load`` gives the processor; it costs seconds and is called once every line has been read.
     """
@@ -118,7 +118,7 @@ def read_all(
         "leading_turns_dropped": train.counts.leading_turns_dropped,
         "images_moved": train.counts.images_moved,
     }
-    return replace(brief, train=kept, watched=seen, digests=digests, counts=counts), rows
+    return replace(brief, train=kept, watched=seen, digests=digests, counts=counts), rows, watched
 
 
 def _check(options: Options, call: Invocation, rows: Rows, source: Source) -> None:

@@ -52,9 +52,10 @@ class Proposing:
     def rows(self, pictures: Sequence[Question]) -> list[dict[str, Any]]:
         """Conversations about the images of ``pictures``, in order."""
         asked = [
-            Ask(TextRequest(one.sample.id, VARIANT, number, self._content(one.sample)), one.sample, one.ready)
-            for one in pictures for number in range(self.count)
-        ]  # fmt: skip
+            Ask(TextRequest(one.sample.id, VARIANT, number, content), one.sample, one.ready)
+            for one, content in [(one, self._content(one.sample)) for one in pictures]
+            for number in range(self.count)
+        ]
         proposed = self.answers.complete(asked, self.drawing, opens=True)
         kept: list[tuple[Ask, Completion]] = []
         seen: set[tuple[int, str]] = set()

@@ -42,22 +42,22 @@ def run(options: Options, call: Invocation, given: frozenset[str] = frozenset())
     leader = process_rank() == 0
     with ExitStack() as stack:
         out = None
-        brief, rows = Brief(), None
+        brief, ready = Brief(), None
         if leader:
             if not call.dry_run:
                 out = stack.enter_context(
                     OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume)
                 )
             load = partial(load_processor, source, trust_remote_code=options.trust_remote_code)
-            brief, rows = read_all(options, call, load, store)
+            brief, *ready = read_all(options, call, load, store)
             if call.dry_run:
-                _show_plan(options, call, rows)
+                _show_plan(options, call, ready[0])
                 return
             assert out is not None
             brief = _continued(brief, marks(options, call, brief, source), out)
         elif call.dry_run:
             return
-        _Run(options, call, source, store, brief, rows, out).go()
+        _Run(options, call, source, store, brief, ready, out).go()
 
 
 def _continued(brief: Brief, now: dict[str, Any], out: OutputDirectory) -> Brief:
@@ -100,7 +100,7 @@ class _Run:
 
     def __init__(
         self, options: Options, call: Invocation, source: ModelSource, store: ImageStore, brief: Brief,
-        rows: Rows | None, out: OutputDirectory | None,
+        ready: list[Rows] | None, out: OutputDirectory | None,
     ) -> None:  # fmt: skip
         from toolbox.training.processes import broadcast_bytes, start_processes
 
@@ -113,7 +113,7 @@ class _Run:
             sent = msgspec.json.encode(replace(brief, train=bare[0], watched=bare[1]))
         self.brief = msgspec.json.decode(broadcast_bytes(self.accelerator, sent), type=Brief)
         self.writer = JsonlWriter(call.streams, trainer=True)
-        self.rows = rows
+        self.ready = ready
 
     def go(self) -> None:
         """Train and write."""
@@ -128,9 +128,9 @@ class _Run:
             return
         torch.manual_seed(self.options.seed)
         trust = self.options.trust_remote_code
-        self.processor = load_processor(self.source, trust_remote_code=trust)
-        model = load_vlm(self.source, trust_remote_code=trust)
         train, watched = self._labelled()
+        self.processor = train.aligner.processor
+        model = load_vlm(self.source, trust_remote_code=trust)
         self._check_causal(model, train)
         tower = self._use_cache(model, train, watched)
         model = trainable(model, self.options, self.source)
@@ -140,16 +140,19 @@ class _Run:
         self._finish(loop, model, tower, train, events, journal, start)
 
     # -- building -----------------------------------------------------------------------------------------------------
-    def _labelled(self) -> tuple[Rows, Rows]:
+    def _labelled(self) -> list[Rows]:
+        """Training and held-out rows: rank 0 has made them, the others make them again."""
         from toolbox.models.spans import Aligner
 
-        how = self.brief.labelling(self.options)
-        aligner = Aligner(self.processor, self.options.control_tokens)  # type: ignore[arg-type]
-        train, watched = self.rows or Rows(aligner, self.store, how), Rows(aligner, self.store, how)
-        if self.rows is None:
-            train.add(self.brief.train, _never)
-        watched.add(self.brief.watched, _never)
-        return train, watched
+        if self.ready is not None:
+            return self.ready
+        processor = load_processor(self.source, trust_remote_code=self.options.trust_remote_code)
+        aligner = Aligner(processor, self.options.control_tokens)  # type: ignore[arg-type]
+        how, made = self.brief.labelling(self.options), []
+        for samples in (self.brief.train, self.brief.watched):
+            made.append(Rows(aligner, self.store, how))
+            made[-1].add(samples, _never)
+        return made
 
     def _check_causal(self, model: Any, train: Rows) -> None:
         """Only a loss on instructions needs it."""

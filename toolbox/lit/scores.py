@@ -53,17 +53,33 @@ def _middle(values: np.ndarray) -> list[float | None]:
     return [float(low), float(high)]
 
 
-def gap_interval(one: Ratio, other: Ratio, *, draws: int, seed: int) -> list[float | None]:
-    """The 95 % percentile bootstrap interval of ``one`` less ``other`` on different rows: images of either are drawn
-    apart. [None, None] where the data tell none."""
+Sides = tuple[Ratio, Ratio]
+"""A ratio over held-out rows, and over rows that were learned from."""
+
+
+def gap(sides: Sides) -> float | None:
+    """The first less the second."""
+    one, other = (side.value for side in sides)
+    return None if one is None or other is None else one - other
+
+
+def gap_interval(mine: Sides, *, draws: int, seed: int, theirs: Sides | None = None) -> list[float | None]:
+    """The 95 % percentile bootstrap interval of a gap, or of its difference from another's on the same rows.
+
+    Images of either side are drawn apart, the same ones for both gaps. [None, None] where the data tell none.
+    """
     found = []
-    for place, ratio in enumerate((one, other)):
+    for place, ratio in enumerate(mine):
         names = sorted(set(ratio.images))
         if len(names) < 2:
             return [None, None]
-        sums = [_by_image(part, ratio.images, names) for part in (ratio.over, ratio.under)]
-        parts = bootstrap_weights(len(names), draws, 2 * seed + place)
-        found.append(np.concatenate([_drawn(weights, sums) for weights in parts]))
+        compared = [ratio] if theirs is None else [ratio, theirs[place]]
+        sums = [[_by_image(part, one.images, names) for part in (one.over, one.under)] for one in compared]
+        drawn = [
+            [_drawn(weights, one) for one in sums] for weights in bootstrap_weights(len(names), draws, 2 * seed + place)
+        ]
+        values = [np.concatenate(each) for each in zip(*drawn, strict=True)]
+        found.append(values[0] if theirs is None else values[0] - values[1])
     return _middle(found[0] - found[1])
 
 
