@@ -42,22 +42,31 @@ def adjusted(noisy, tmp_path_factory) -> float:
     return trained(noisy, tmp_path_factory.mktemp("la") / "run", method="la")[-1]["acc"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("deep", [False, True], ids=["q", "q-and-predictions"])
-def test_wrong_posteriors_destroy_an_open_gate_and_not_a_judged_one(noisy, adjusted, tmp_path, monkeypatch, deep):
+def wrong(monkeypatch, *, deep: bool) -> None:
     """Every prediction that enters the table is that of the next class: q and, ``deep``, what q is compared with."""
     honest = Posteriors.update
 
-    def wrong(self, rows, predictions, beta):
+    def update(self, rows, predictions, beta):
         honest(self, rows, np.roll(predictions, 1, axis=1), beta)
         if not deep:
             self.last[rows] = predictions.argmax(1)
 
-    monkeypatch.setattr(Posteriors, "update", wrong)
+    monkeypatch.setattr(Posteriors, "update", update)
+
+
+@pytest.mark.slow
+def test_wrong_posteriors_destroy_an_open_gate(noisy, adjusted, tmp_path, monkeypatch):
+    wrong(monkeypatch, deep=False)  # what q is compared with does not count here
     opened = trained(noisy, tmp_path / "open", gate="open", ifpu_scope="all")
-    judged = trained(noisy, tmp_path / "auto", gate="auto", ifpu_scope="all")
     assert opened[-2]["acting_share"] > 0.05
     assert opened[-1]["acc"] < adjusted - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deep", [False, True], ids=["q", "q-and-predictions"])
+def test_wrong_posteriors_do_not_open_a_judged_gate(noisy, adjusted, tmp_path, monkeypatch, deep):
+    wrong(monkeypatch, deep=deep)
+    judged = trained(noisy, tmp_path / "auto", gate="auto", ifpu_scope="all")
     assert all(event["acting_share"] == 0 for event in judged[:-1]) or judged[-1]["gate_tripped"]
     assert judged[-1]["acc"] >= adjusted - 0.05
 
