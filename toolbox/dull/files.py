@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from toolbox.shell.errors import BadData
-from toolbox.shell.files import RUN_FILE, atomic_file
+from toolbox.shell.files import atomic_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,31 +53,6 @@ def save_samples(directory: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the list of doubts, a line a sample."""
     with atomic_file(directory / "samples.jsonl") as handle:
         handle.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
-
-
-def save_record(
-    directory: Path,
-    start: Mapping[str, Any],
-    done: Mapping[str, Any],
-    pixels: Pixels,
-    fingerprint: Mapping[str, Any],
-    began: float,
-) -> None:
-    """Write ``run.json``: first and last event, what the run was made from, versions, when and how long (seconds)."""
-    record = {
-        "command": start["command"],
-        "settings": start["settings"],
-        "inputs": {"data": fingerprint["data"]},
-        "pixels": asdict(pixels),
-        "fingerprint": dict(fingerprint),
-        "start": {key: value for key, value in start.items() if key not in ("event", "settings", "command")},
-        "done": dict(done),
-        "versions": {name: version(name) for name in ("toolbox-ten", "torch", "transformers", "accelerate")},
-        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "wall_seconds": round(time.time() - began, 1),
-    }
-    with atomic_file(directory / RUN_FILE) as handle:
-        handle.write(json.dumps(record, indent=2).encode() + b"\n")
 
 
 def stored_counts(config: Any, classes: int, directory: str) -> list[int] | None:

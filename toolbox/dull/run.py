@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
-from itertools import chain
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from toolbox.dull.inputs import Inputs, choose_pixels, decode_inputs, read_input
 from toolbox.dull.options import Options, check, shot_bounds
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
-from toolbox.shell.files import RUN_FILE, OutputDirectory
+from toolbox.shell.files import OutputDirectory
 from toolbox.shell.records import parse_map
 from toolbox.shell.streams import JsonlWriter, process_rank
+from toolbox.training.drive import conclude, drive, record_run, repeat_done
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,10 +85,11 @@ class _Run:
         import torch
 
         from toolbox.dull.assemble import assemble
-        from toolbox.dull.telling import announce, start_event
+        from toolbox.dull.telling import announce, start_event, told
 
         if self.brief.finished:
-            self._repeat_done()
+            if self.accelerator.is_main_process:
+                repeat_done(self.call, self.writer, self.options.out)
             return
         torch.manual_seed(self.options.seed)
         self._take_images()
@@ -103,7 +105,8 @@ class _Run:
             steps=loop.plan.steps, processes=self.accelerator.num_processes,
         )  # fmt: skip
         announce(self.call, self.options, start)
-        events, journal = self._drive(start)
+        tell = partial(told, self.call)
+        events, journal = drive(loop, start, self.call, self.writer, self.brief.partial, tell)
         self._finish(events, journal, start)
 
     def _take_images(self) -> None:
@@ -141,29 +144,6 @@ class _Run:
         logits = predict_shared(self.accelerator, self.training.average, images, self.pixels)
         return judged(logits.argmax(1), truth, self.groups, len(self.corpus.labels))
 
-    def _drive(self, start: dict[str, Any]) -> tuple[list[dict[str, Any]], Journal | None]:
-        from toolbox.dull.telling import epoch_events
-        from toolbox.training.journal import EVENTS_FILE, Journal
-
-        loop, journal = self.training.loop, None
-        events: list[dict[str, Any]] = []
-        if self.accelerator.is_main_process:
-            journal = Journal(self.writer, Path(str(self.brief.partial)) / EVENTS_FILE, loop.step)
-            events = journal.events
-            if loop.step:
-                self.call.reporter.note(f"goes on behind step {loop.step}")
-        with self.call.reporter.progress("step", loop.plan.steps) as bar:
-            bar.advance(loop.step)
-            for event in chain([] if events else [start], loop.run()):
-                for one in epoch_events(self.call, event, events) if event["event"] == "eval" else [event]:
-                    if journal is not None:
-                        journal.write(one)
-                    else:
-                        events.append(one)
-                if event["event"] == "step":
-                    bar.advance(1, f"loss {event['loss']:.4f}")
-        return events, journal
-
     # -- finishing ----------------------------------------------------------------------------------------------------
     def _finish(self, events: list[dict[str, Any]], journal: Journal | None, start: dict[str, Any]) -> None:
         from toolbox.dull import metrics
@@ -183,35 +163,26 @@ class _Run:
         done = done_event(options, events, found, steps=loop.step, stopped=loop.stopped, tripped=end.gate.tripped,
                           samples=len(rows))  # fmt: skip
         self._write(self.out.partial, rows, done, start)
-        journal.write(done)
-        journal.close()
-        if options.plot:
-            from toolbox.dull.figures import draw_run
-
-            draw_run(events, options.plot, f"{options.method} ({self.call.command})")
-        self.out.commit()
-        self.writer.close()
+        conclude(journal, self.out, self.writer, done, (lambda: self._draw(events)) if options.plot else None)
         shown = f": accuracy {done['acc']:.3f}, {shot_words(done)}" if "acc" in done else ""
         self.call.reporter.note(f"wrote {options.out}{shown}")
         self.accelerator.wait_for_everyone()
 
-    def _write(self, partial: Path, rows: list[dict[str, Any]], done: dict[str, Any], start: dict[str, Any]) -> None:
-        from toolbox.dull.files import save_model, save_record, save_samples, save_state
+    def _write(self, folder: Path, rows: list[dict[str, Any]], done: dict[str, Any], start: dict[str, Any]) -> None:
+        from toolbox.dull.files import save_model, save_samples, save_state
         from toolbox.weights.provenance import header
 
         options, objective, fingerprint = self.options, self.training.objective, self.brief.fingerprint
         inputs = {"data": fingerprint["data"]}
         metadata = header(self.call.command, {**options.deciding(), "model": options.model}, options.seed, inputs)
-        save_model(partial, self.training.average, self.corpus, self.pixels, metadata, options.method)
+        save_model(folder, self.training.average, self.corpus, self.pixels, metadata, options.method)
         if objective.watches:
-            save_state(partial, objective, metadata)
-        save_samples(partial, rows)
-        save_record(partial, start, done, self.pixels, fingerprint, self.began)
+            save_state(folder, objective, metadata)
+        save_samples(folder, rows)
+        record_run(folder, self.call, self.began, done, start, inputs=inputs, pixels=asdict(self.pixels),
+                   fingerprint=fingerprint)  # fmt: skip
 
-    def _repeat_done(self) -> None:
-        """``--resume`` of a run that is finished: say so and write its last event again."""
-        if self.accelerator.is_main_process:
-            record = json.loads((Path(self.options.out) / RUN_FILE).read_text())
-            self.call.reporter.note(f"{self.options.out} is finished; nothing to do")
-            self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
-            self.writer.close()
+    def _draw(self, events: list[dict[str, Any]]) -> None:
+        from toolbox.dull.figures import draw_run
+
+        draw_run(events, self.options.plot, f"{self.options.method} ({self.call.command})")

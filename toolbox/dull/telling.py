@@ -62,8 +62,10 @@ def announce(call: Invocation, options: Options, start: Event) -> None:
         say.warn("without a hold-out there is no evidence: the gate stays shut")
 
 
-def epoch_events(call: Invocation, event: Event, events: Sequence[Event]) -> list[Event]:
+def told(call: Invocation, event: Event, events: Sequence[Event]) -> list[Event]:
     """The loop's evaluation as an ``epoch`` event, with the means of the epoch's steps; and what it calls for."""
+    if event["event"] != "eval":
+        return [event]
     facts = event["sets"]["epoch"]
     steps = [one for one in events if one["event"] == "step" and one["epoch"] == facts["epoch"]]
     images = sum(one["images"] for one in steps) or 1

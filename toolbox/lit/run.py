@@ -6,8 +6,6 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +20,10 @@ from toolbox.lit.prepare import PROCESSES, Brief, marks, read_all, write_templat
 from toolbox.models.load import ModelSource
 from toolbox.models.vlm import find_vlm, load_processor
 from toolbox.shell.command import Invocation
-from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
+from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.streams import JsonlWriter, process_rank
-from toolbox.training.journal import EVENTS_FILE, Journal
+from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.journal import Journal
 from toolbox.training.state import check_fingerprint, latest_state, read_state
 from toolbox.training.windows import Plan, Stream
 
@@ -123,7 +122,8 @@ class _Run:
         from toolbox.models.vlm import load_vlm
 
         if self.brief.finished:
-            self._repeat_done()
+            if self.accelerator.is_main_process:
+                repeat_done(self.call, self.writer, self.options.out)
             return
         torch.manual_seed(self.options.seed)
         trust = self.options.trust_remote_code
@@ -135,7 +135,7 @@ class _Run:
         model = trainable(model, self.options, self.source)
         loop = self._loop(model, train, watched)
         start = self._start(model, train, watched, loop)
-        events, journal = self._drive(loop, start)
+        events, journal = drive(loop, start, self.call, self.writer, self.brief.partial, self._told)
         self._finish(loop, model, tower, train, events, journal, start)
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -229,28 +229,13 @@ class _Run:
         }
 
     # -- running ------------------------------------------------------------------------------------------------------
-    def _drive(self, loop: Any, start: dict[str, Any]) -> tuple[list[dict[str, Any]], Journal | None]:
-        journal = None
-        events: list[dict[str, Any]] = []
-        if self.accelerator.is_main_process:
-            journal = Journal(self.writer, Path(str(self.brief.partial)) / EVENTS_FILE, loop.step)
-            events = journal.events
-            if loop.step:
-                self.call.reporter.note(f"goes on behind step {loop.step}")
-        with self.call.reporter.progress("step", loop.plan.steps) as bar:
-            bar.advance(loop.step)
-            for event in chain([] if events else [start], loop.run()):
-                if event["event"] == "step":
-                    event["tokens_per_s"] = round(event["tokens"] / max(event["seconds"], 1e-3))
-                    bar.advance(1, f"loss {event['loss']:.4f}")
-                elif event["event"] == "eval":
-                    found = event["sets"]["eval"]["loss_response"]
-                    self.call.reporter.note(f"step {event['step']}: held-out response loss {found:.4f}")
-                if journal is not None:
-                    journal.write(event)
-                else:
-                    events.append(event)
-        return events, journal
+    def _told(self, event: dict[str, Any], _: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if event["event"] == "step":
+            event["tokens_per_s"] = round(event["tokens"] / max(event["seconds"], 1e-3))
+        elif event["event"] == "eval":
+            found = event["sets"]["eval"]["loss_response"]
+            self.call.reporter.note(f"step {event['step']}: held-out response loss {found:.4f}")
+        return [event]
 
     # -- finishing ----------------------------------------------------------------------------------------------------
     def _finish(
@@ -281,39 +266,14 @@ class _Run:
             assert journal is not None
             save(self.out.partial, model, self.processor, self.options, self.source, self.brief.digests, state_dict)
             write_templates(self.out.partial / TEMPLATES_FILE, self.brief)
-            self._record(train, done, start)
-            journal.write(done)
-            journal.close()
-            self.out.commit()
-            self.writer.close()
+            record_run(
+                self.out.partial, self.call, self.began, done, start, base=self.options.model,
+                inputs=self.brief.digests, fingerprint=self.brief.fingerprint,
+                rows={**train.tally.record(), **self.brief.counts},
+            )  # fmt: skip
+            conclude(journal, self.out, self.writer, done)
             self.call.reporter.note(f"wrote {self.options.out} ({loop.step} steps)")
         self.accelerator.wait_for_everyone()
-
-    def _record(self, train: Rows, done: dict[str, Any], start: dict[str, Any]) -> None:
-        assert self.out is not None
-        record = {
-            "command": self.call.command,
-            "settings": self.call.settings,
-            "base": self.options.model,
-            "inputs": self.brief.digests,
-            "fingerprint": self.brief.fingerprint,
-            "rows": {**train.tally.record(), **self.brief.counts},
-            "start": {key: value for key, value in start.items() if key not in ("event", "settings", "command")},
-            "done": done,
-            "versions": {name: version(name) for name in ("toolbox-ten", "torch", "transformers", "accelerate")},
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "wall_seconds": round(time.time() - self.began, 1),
-        }
-        with atomic_file(self.out.partial / RUN_FILE) as handle:
-            handle.write(json.dumps(record, indent=2).encode() + b"\n")
-
-    def _repeat_done(self) -> None:
-        """``--resume`` of a run that is finished: say so and write its last event again."""
-        if self.accelerator.is_main_process:
-            record = json.loads((Path(self.options.out) / RUN_FILE).read_text())
-            self.call.reporter.note(f"{self.options.out} is finished; nothing to do")
-            self.writer.write(record.get("done", {"event": "done", "model": self.options.out}))
-            self.writer.close()
 
 
 def _never(sample: Any, problem: Exception) -> None:

@@ -7,8 +7,6 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +17,10 @@ from toolbox.lwi.training_data import Pictures, Source, find_split, only, pack, 
 from toolbox.lwi.training_options import Options, check
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
-from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file
+from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.streams import JsonlWriter, process_rank
+from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.journal import Journal
 from toolbox.training.state import check_fingerprint, latest_state, read_state
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class _Run:
     def go(self) -> None:
         """Train, judge, write."""
         if self.brief.finished:
-            self._repeat_done()
+            if self.accelerator.is_main_process:
+                repeat_done(self.call, self.writer, self.options.out)
             return
         train, self.val = unpack(self.brief.train), unpack(self.brief.val)
         assert train is not None
@@ -175,10 +176,10 @@ class _Run:
         first = self._start(loop, len(train.targets))
         note = f"task {self.brief.task}: {len(self.brief.labels)} new classes, {len(train.targets)} images"
         self.call.reporter.note(f"{note}, {loop.plan.steps} steps")
-        events, journal = self._drive(loop, first)
+        events, journal = drive(loop, first, self.call, self.writer, self.brief.partial, self._told)
         if patience is not None:
             patience.restore()
-        self._finish(loop, events, journal)
+        self._finish(loop, events, journal, first)
 
     # -- building -----------------------------------------------------------------------------------------------------
     def _loop(self, train: Pictures) -> tuple[Any, Any]:
@@ -269,36 +270,18 @@ class _Run:
         }
 
     # -- running ------------------------------------------------------------------------------------------------------
-    def _drive(self, loop: Any, first: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
-        from toolbox.training.journal import EVENTS_FILE, Journal
-
-        journal = None
-        events: list[dict[str, Any]] = []
-        if self.accelerator.is_main_process:
-            journal = Journal(self.writer, Path(str(self.brief.partial)) / EVENTS_FILE, loop.step)
-            events = journal.events
-            if loop.step:
-                self.call.reporter.note(f"goes on behind step {loop.step}")
-        with self.call.reporter.progress("step", loop.plan.steps) as bar:
-            bar.advance(loop.step)
-            for event in chain([] if events else [first], loop.run()):
-                if event["event"] == "eval":
-                    event = epoch_event(events, event)
-                    self._say(event)
-                if journal is not None:
-                    journal.write(event)
-                else:
-                    events.append(event)
-                if event["event"] == "step":
-                    bar.advance(1, f"loss {event['loss']:.4f}")
-        return events, journal
+    def _told(self, event: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if event["event"] == "eval":
+            event = epoch_event(events, event)
+            self._say(event)
+        return [event]
 
     def _say(self, event: dict[str, Any]) -> None:
         judged = "" if event["taw"] is None else f", TAw {event['taw']:.3f}, TAg {event['tag']:.3f}"
         self.call.reporter.note(f"epoch {event['epoch']}: loss {event['loss']:.4f}{judged}")
 
     # -- finishing ----------------------------------------------------------------------------------------------------
-    def _finish(self, loop: Any, events: list[dict[str, Any]], journal: Any) -> None:
+    def _finish(self, loop: Any, events: list[dict[str, Any]], journal: Journal | None, start: dict[str, Any]) -> None:
         judged = self._judge().get("val", {})
         if self.accelerator.is_main_process:
             assert self.out is not None
@@ -314,19 +297,13 @@ class _Run:
                 "seed": self.options.seed,
                 "seconds": round(sum(event.get("seconds", 0.0) for event in events), 3),
             }
-            self._write(done)
-            journal.write(done)
-            journal.close()
-            if self.options.plot:
-                from toolbox.lwi.task_figures import draw_training
-
-                draw_training(events, self.options.plot, f"task {self.brief.task} ({self.call.command})")
-            self.out.commit()
-            self.writer.close()
+            assert journal is not None
+            self._write(done, start)
+            conclude(journal, self.out, self.writer, done, (lambda: self._draw(events)) if self.options.plot else None)
             self.call.reporter.note(f"wrote {self.options.out}")
         self.accelerator.wait_for_everyone()
 
-    def _write(self, done: dict[str, Any]) -> None:
+    def _write(self, done: dict[str, Any], start: dict[str, Any]) -> None:
         from toolbox.lwi.task_model import write
         from toolbox.weights.provenance import header
 
@@ -337,26 +314,12 @@ class _Run:
         tasks = [*self.begin.learned, self.brief.labels]
         metadata = header(self.call.command, self.options.deciding(), self.options.seed, inputs)
         write(self.out.partial, self.model, tasks, self.begin.pixels, metadata)
-        record = {
-            "command": self.call.command,
-            "settings": self.call.settings,
-            "inputs": inputs,
-            "fingerprint": marks,
-            "done": done,
-            "versions": {name: version(name) for name in ("toolbox-ten", "torch", "accelerate")},
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "wall_seconds": round(time.time() - self.began, 1),
-        }
-        with atomic_file(self.out.partial / RUN_FILE) as handle:
-            handle.write(json.dumps(record, indent=2).encode() + b"\n")
+        record_run(self.out.partial, self.call, self.began, done, start, inputs=inputs, fingerprint=marks)
 
-    def _repeat_done(self) -> None:
-        """``--resume`` of a run that is finished: say so and write its last event again."""
-        if self.accelerator.is_main_process:
-            record = json.loads((Path(self.options.out) / RUN_FILE).read_text())
-            self.call.reporter.note(f"{self.options.out} is finished; nothing to do")
-            self.writer.write(record["done"])
-            self.writer.close()
+    def _draw(self, events: list[dict[str, Any]]) -> None:
+        from toolbox.lwi.task_figures import draw_training
+
+        draw_training(events, self.options.plot, f"task {self.brief.task} ({self.call.command})")
 
 
 def epoch_event(events: list[dict[str, Any]], judged: dict[str, Any]) -> dict[str, Any]:
