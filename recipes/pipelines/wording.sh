@@ -13,7 +13,7 @@ mkdir -p "$out"
 
 lot-data mcq "$data" |
     lot-prompt --variant "$variants" --shuffle-choices |
-    lm-generate --model "$model" --n "${N:-4}" --temperature 1 --max-new-tokens "${TOKENS:-64}" \
+    lm-generate --model "$model" --n "${N:-3}" --temperature 1 --max-new-tokens "${TOKENS:-64}" \
         --log "$out/responses.jsonl" --resume "${launch[@]}" |
     tee "$out/paths.jsonl" |
     lot-eval --baseline "${variants%%,*}" --report "$out/accuracy.md" --figure "$out/accuracy.svg" > "$out/scores.jsonl"

@@ -11,7 +11,7 @@ from toolbox.shell.command import Invocation, command
 from toolbox.shell.params import Decorator, Number, PathType, option, together
 
 SETS = ("winobias", "winocontrol", "bbq", "alice", "mcq", "example")
-SHAPES = ("auto", "aqua", "agieval", "mmlu", "commonsenseqa", "strategyqa", "items")
+SHAPES = ("auto", "aqua", "agieval", "mmlu", "commonsenseqa", "tofu", "strategyqa", "items")
 
 
 class Paths(click.Argument):

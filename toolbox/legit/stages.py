@@ -190,6 +190,10 @@ class Planner:
         self.plan.entries += [Entry("numeric", None, fallback=reason) for _ in range(missing)]
 
     # -- asking -------------------------------------------------------------------------------------------------------
+    def request_id(self, kind: str) -> str:
+        """What a question is called in logs: stored responses are found by it."""
+        return f"legit-{self.seed}-{kind}"
+
     def prompt(self, kind: str, now: Now) -> str:
         """The text of a question."""
         options = self.options
@@ -217,7 +221,7 @@ class Planner:
         try:
             for attempt in range(self.options.redraws + 1):
                 requests = [
-                    TextRequest(f"legit-{self.seed}-{kind}", None, sample + attempt * count, prompt)
+                    TextRequest(self.request_id(kind), None, sample + attempt * count, prompt)
                     for sample in wanted
                 ]
                 for sample, text in zip(wanted, ask(requests), strict=True):

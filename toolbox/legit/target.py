@@ -124,6 +124,7 @@ def _dry_run(design: Design, table: Table, allowed: list[int], options: Options,
         "stage": known
         or {"again": "resample", "list": "warmup"}.get(question or "", question)
         or _later(design.options),
+        "id": None if question is None else planner.request_id(question),
         "prompt": None if question is None else planner.prompt(question, design.now(allowed)),
         "rows": len(table),
         "experiments": len(fresh),

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -105,6 +105,17 @@ class StrategyQa(msgspec.Struct):
     id: Identifier = None
 
 
+class Tofu(msgspec.Struct):
+    """TOFU and its like: an answer in words, and wrong ones made of it or of its paraphrase."""
+
+    needs: ClassVar[tuple[str, ...]] = ("question", "answer", "perturbed_answer")
+    question: Text
+    answer: Text
+    perturbed_answer: Annotated[list[Text], msgspec.Meta(min_length=1)] | Text
+    paraphrased_answer: Text | None = None
+    id: Identifier = None
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What an item is made of; ``labels`` None are A, B, C ..."""
@@ -179,6 +190,30 @@ def _yes_no(record: Record) -> Parts:
     return Parts(record.value.question, YES_NO, None, YES_NO[0] if record.value.answer else YES_NO[1])
 
 
+def what_differs(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts without the words that all begin with and all end with; as they are where one would be left empty.
+
+    A full stop at the end goes as well: 'She was born in Harrow.', 'She was born in Tolbeck Ferry.' give 'Harrow' and
+    'Tolbeck Ferry'.
+    """
+    words = [text.removesuffix(".").split() for text in texts]
+    shortest = min(map(len, words))
+
+    def shared(at: Callable[[int], int]) -> int:
+        return next((n for n in range(shortest) if len({each[at(n)] for each in words}) > 1), shortest)
+
+    begin, end = shared(lambda n: n), shared(lambda n: -1 - n)
+    if begin + end >= shortest:
+        return tuple(text.strip() for text in texts)
+    return tuple(" ".join(each[begin : len(each) - end]) for each in words)
+
+
+def _tofu(record: Record) -> Parts:
+    value: Tofu = record.value
+    wrong = [value.perturbed_answer] if isinstance(value.perturbed_answer, str) else value.perturbed_answer
+    return Parts(value.question, what_differs([value.paraphrased_answer or value.answer, *wrong]), None, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A public shape: how it is read, the field of its gold answer, and the fields that become parts of the item."""
@@ -194,6 +229,7 @@ SHAPES: dict[str, Shape] = {
     "agieval": Shape(AgiEval, _agieval, "label", ("options", "label", "passage")),
     "mmlu": Shape(Mmlu, _mmlu, "answer", ("options",)),
     "commonsenseqa": Shape(CommonsenseQa, _commonsense, "answerKey", ("answerKey",)),
+    "tofu": Shape(Tofu, _tofu, "answer", ()),
     "strategyqa": Shape(StrategyQa, _yes_no, "answer", ("qid",)),
 }
 """The public shapes by name; ``items`` is our own schema beside them."""
