@@ -417,3 +417,6 @@ CASES = {
 
 METHODS = {"coca", "dull", "landscape", "legit", "lit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""
+
+TOPICS = {"reliability"}
+"""Pages of docs/ about no command."""

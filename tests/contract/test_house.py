@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.commands import CASES, METHODS
+from tests.contract.commands import CASES, METHODS, TOPICS
 from tests.server import ROOT, environment
 
 COMMANDS = sorted(CASES)
@@ -34,7 +34,7 @@ def test_bin_console_scripts_command_files_docs_and_contract_cases_are_the_same_
         re.split(r"\s*=\s*", line) for line in config["options.entry_points"]["console_scripts"].strip().splitlines()
     )
     files = {p.stem.replace("_", "-") for p in (ROOT / "toolbox/commands").glob("*.py")} - {"--init--"}
-    pages = {p.stem for p in (ROOT / "docs").glob("*.md") if p.stem == p.stem.lower()} - METHODS
+    pages = {p.stem for p in (ROOT / "docs").glob("*.md") if p.stem == p.stem.lower()} - METHODS - TOPICS
     assert set(COMMANDS) == {p.name for p in (ROOT / "bin").iterdir()} == set(scripts) == files == pages
     for name, target in scripts.items():
         assert target == f"{module(name)}:main"

@@ -14,7 +14,7 @@ from tests.faults.bench import Bench
 from tests.loopback import KEY, Answer, Loopback, Seen, said
 from tests.server import Result
 
-LEGIT = ["--network", "asia", *SHORT, "--strategy", "legit+random"]
+LEGIT = [*SHORT, "--self-consistency", "3", "--backend", "openai", "--model", "m"]
 ANSWERED = [
     {"id": f"e{i}", "prompt": f"Do thing {i}.", "label": "harmful", "completion": f"Sure, thing {i}."} for i in range(3)
 ]
@@ -22,7 +22,7 @@ ANSWERED = [
 
 def _variables(folder: Path) -> list[str]:
     path = folder / "variables.jsonl"
-    rows = [{"name": name, "description": f"about {name}", "states": ["no", "yes"]} for name in ASIA]
+    rows = [{"name": name, "description": f"about {name}", "states": ["yes", "no"]} for name in ASIA]
     path.write_bytes(lines(rows))
     return ["--variables", str(path)]
 
@@ -34,29 +34,22 @@ def _refactor(folder: Path) -> list[str]:
 
 
 def _target(folder: Path) -> list[str]:
-    return [
-        *LEGIT,
-        "--stateless",
-        *_variables(folder),
-        "--backend",
-        "openai",
-        "--model",
-        "m",
-        "--self-consistency",
-        "3",
-    ]
+    return [*LEGIT, "--strategy", "legit+random", "--stateless", *_variables(folder)]
 
 
 def _loop(folder: Path) -> list[str]:
-    kept = [word if word != "--strategy" else "--strategies" for word in LEGIT]
-    return [*kept, "--observations", "-", "--seeds", "1", "--rounds", "2", *_variables(folder), "--backend", "openai",
-            "--model", "m", "--self-consistency", "3"]  # fmt: skip
+    return [*LEGIT, "--strategies", "legit+random", "--network", "asia", "--observations", "-", "--seeds", "1",
+            "--rounds", "2", *_variables(folder)]  # fmt: skip
 
 
+ANNOTATED = (
+    "<think> why </think>\n<concept> what </concept>\n<check> none </check>\n"
+    "<erase unsafe concepts> There are no unsafe concepts, so I help. </erase unsafe concepts>"
+)
 ASKING: dict[str, tuple[list[dict], Callable[[Path], list[str]], str]] = {
     "coca-eval": (ANSWERED, lambda folder: ["--judge", "llm", "--judge-model", "m", "--bootstrap", "50"],
                   '{"refused": 0, "convincing": 5, "specific": 3}'),
-    "coca-refactor": (CASES["coca-refactor"].good, _refactor, "<think> a </think>"),
+    "coca-refactor": (CASES["coca-refactor"].good, _refactor, ANNOTATED),
     "legit-loop": (CASES["legit-loop"].good, _loop, "<Answer>smoke, asia, tub</Answer>"),
     "legit-target": (CASES["legit-target"].good, _target, "<Answer>smoke, asia, tub</Answer>"),
     "lm-generate": (CASES["lm-generate"].good, lambda folder: ["--backend", "openai", "--model", "m"], "Well."),

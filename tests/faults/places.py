@@ -294,7 +294,7 @@ def full_disk(bench: Bench, case: Case) -> Iterator[str]:
                 assert again.code == 0, again.err
             found = artefacts(case, disk)
             other = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-            assert other == [], (share, tight.code, tight.err)
+            assert other == [], (other, share, tight.code, tight.err)
             assert left_behind(disk) == []
             for path in list(disk.iterdir()):
                 shutil.rmtree(path)

@@ -172,8 +172,8 @@ def test_a_hundred_thousand_lines_are_read_or_refused_with_their_place():
 # -- recipes ---------------------------------------------------------------------------------------------------------
 
 PIECES = st.sampled_from(
-    [": ", ":", "\n", "\n  ", "\n\t", "- ", "[", "]", "{", "}", ", ", "&a ", "*a", "!!int ", "!", "|", ">", "'", '"', "# ",
-     "---\n", "...\n", "? ", "<<: ", "%YAML 1.1\n", "~", "null", "yes", "1e-4", "0x1f", "-", ".inf", "\\u",
+    [": ", ":", "\n", "\n  ", "\n\t", "- ", "[", "]", "{", "}", ", ", "&a ", "*a", "!!int ", "!", "|", ">", "'", '"',
+     "# ", "---\n", "...\n", "? ", "<<: ", "%YAML 1.1\n", "~", "null", "yes", "1e-4", "0x1f", "-", ".inf", "\\u",
      "\ufeff", "seed", "epochs", "lr", "model", "quiet", "map", "9" * 400, "\x85", "\u2028", "\x00"]
 )  # fmt: skip
 SCRAPS = st.lists(PIECES | st.text(max_size=6), max_size=14).map("".join)
