@@ -34,7 +34,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server does: wait ``delay`` seconds, then send ``body`` (JSON, or bytes as they are), or hang up."""
+    """What the server does: wait ``delay`` seconds, then send ``body`` (JSON, or bytes as they are), or hang up.
+
+    ``trickle`` is the wait in seconds between one byte and the next.
+    """
 
     body: Any = None
     status: int = 200
@@ -42,6 +45,7 @@ class Answer:
     delay: float = 0.0
     hang_up: bool = False
     cut: bool = False
+    trickle: float = 0.0
 
 
 def said(seen: Seen, text: str, **more: Any) -> dict[str, Any]:
@@ -115,7 +119,10 @@ class Loopback:
                 handler.send_header(name, value)
             handler.send_header("Content-Length", str(len(content)))
             handler.end_headers()
-            handler.wfile.write(content[: len(content) // 2] if answer.cut else content)
+            content = content[: len(content) // 2] if answer.cut else content
+            for part in (bytes([byte]) for byte in content) if answer.trickle else (content,):
+                handler.wfile.write(part)
+                time.sleep(answer.trickle)
             if answer.cut:
                 handler.close_connection = True
 

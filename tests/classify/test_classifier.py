@@ -37,6 +37,17 @@ def test_a_saved_classifier_comes_back_and_another_head_is_drawn_anew(tmp_path):
     assert torch.equal(*twice)
 
 
+def test_missing_weights_are_refused_and_a_missing_head_is_drawn_anew(tmp_path):
+    model, _ = load_classifier("cifar-resnet8", None, ["a", "b"], image_size=16, seed=3)
+    whole = model.state_dict()
+    for name, dropped in {"body": "stem.convolution.weight", "head": "classifier.weight"}.items():
+        kept = {key: value for key, value in whole.items() if key != dropped}
+        model.save_pretrained(tmp_path / name, state_dict=kept)
+    with pytest.raises(BadData, match=r"1 tensors are missing or of another size, stem\.convolution\.weight"):
+        load_classifier("m", find_classifier(str(tmp_path / "body")), ["a", "b"], image_size=16, seed=9)
+    assert load_classifier("m", find_classifier(str(tmp_path / "head")), ["a", "b"], image_size=16, seed=9)[1]
+
+
 def test_pixels_are_stored_and_found(tmp_path):
     model, _ = load_classifier("cifar-resnet8", None, ["a", "b"], image_size=16, seed=0)
     model.save_pretrained(tmp_path)

@@ -1,10 +1,10 @@
-"""Killed at any moment and resumed, a run ends with the same bytes as if nothing had happened."""
+"""Killed and resumed, a run ends with the same bytes as if nothing had happened: at chosen moments, and what it says of
+itself meanwhile. Random moments, for every command: the table."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from tests.server import Client
 
+SLOW = ("satimp-unlearn", "gru-unlearn")  # the loop and its states are the same code
 ROWS = [{"question": f"Who is number {i}?", "answer": f"Number {i} is {'a ' * (i % 4)}thing."} for i in range(8)]
 
 
@@ -49,7 +50,7 @@ class Job:
         return self.tool(self.command, *self.words, *more, "--out", out)
 
 
-@pytest.fixture(params=["lm-tune", "satimp-unlearn", "gru-unlearn"])
+@pytest.fixture(params=["lm-tune", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def job(request, tool, tiny, rows) -> Job:
     data = rows("data.jsonl", ROWS)
     rows("retain.jsonl", [{"text": f"Keep this sentence number {i}."} for i in range(5)])
@@ -116,22 +117,6 @@ def test_killed_while_state_is_being_written(job, tmp_path):
     same(whole, out)
 
 
-def test_killed_at_random_moments(job, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert job(whole).code == 0
-    chance = random.Random(0)
-    for _ in range(8):
-        running = job.start(out, "--resume")
-        time.sleep(chance.uniform(0.1, 1.2))
-        if out.exists():
-            running.wait()
-            break
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-    assert job(out, "--resume").code == 0
-    same(whole, out)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_and_says_75(job, tmp_path, signum):
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -164,16 +149,6 @@ def test_another_option_or_other_data_is_refused_by_name(job, tmp_path, rows):
     assert "data (" in changed.err.splitlines()[0]
     (tmp_path / "data.jsonl").write_bytes(kept)
     assert job(out, "--resume").code == 0
-
-
-def test_two_runs_into_one_output(job, tmp_path):
-    out = tmp_path / "out"
-    running = job.start(out, "--epochs", "5000")
-    wait_for((tmp_path / "out.partial" / "step-000001").is_dir)
-    for more in ((), ("--resume",), ("--overwrite",)):
-        second = job(out, "--epochs", "5000", *more)
-        assert (second.code, second.out) == (73, b"")
-    kill(running)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(job, tmp_path):

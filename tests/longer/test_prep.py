@@ -13,6 +13,7 @@ from toolbox.longer.columns import read_columns
 from toolbox.longer.dataset import read_manifest, read_vocabulary, verify
 from toolbox.longer.requests import draw_negatives, group_requests, history_end, sort_events
 from toolbox.longer.splits import SPLITS
+from toolbox.shell.errors import BadData
 
 LOG = events(users=6, each=20)
 
@@ -60,6 +61,15 @@ def test_histories_are_the_events_strictly_before_and_requests_lie_in_one_split(
         assert split == SPLITS[(ts >= boundaries[0]) + (ts >= boundaries[1])]
         seen += 1
     assert seen == len(LOG)
+
+
+def test_a_column_or_a_manifest_that_is_not_as_made_is_bad_data(data, tmp_path):
+    with pytest.raises(BadData, match=r"events\.safetensors: has no column 'other'"):
+        read_columns(data / "events.safetensors")["other"]
+    for text in ('{"format": ' + "[" * 5000, '"\\ud800"', ""):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(BadData, match="damaged manifest"):
+            read_manifest(tmp_path)
 
 
 def test_verify_finds_a_leak_and_a_changed_file(data, tmp_path, tool):

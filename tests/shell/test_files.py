@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from toolbox.shell import files
-from toolbox.shell.errors import CannotCreate, InternalError, from_os_error
+from toolbox.shell.errors import CannotCreate, InternalError, UsageProblem, from_os_error
 from toolbox.shell.files import OutputDirectory, atomic_directory, atomic_file, fsync_tree, lock, sha256_file
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +132,8 @@ def test_a_missing_directory_and_a_directory_as_target_are_refused(tmp_path):
     with pytest.raises(CannotCreate, match="its directory does not exist"), atomic_file(tmp_path / "no" / "a"):
         pytest.fail("the block must not run")
     with pytest.raises(IsADirectoryError), atomic_file(tmp_path):
+        pytest.fail("the block must not run")
+    with pytest.raises(UsageProblem, match="cannot be stdout"), atomic_file("-"):
         pytest.fail("the block must not run")
 
 

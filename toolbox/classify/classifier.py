@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolbox.models.load import ModelSource, find_model
+from toolbox.models.load import ModelSource, find_model, no_progress_bars
 from toolbox.shell.errors import BadData
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def load_classifier(
     """The network in fp32 for these classes, in this order; and whether a stored head was drawn anew.
 
     A stored head is kept where its classes are these, by name or, unnamed, by number. What is new is drawn by ``seed``.
-    Raises: BadData (65) where the directory holds no image classifier.
+    Raises: BadData (65) where the directory holds no image classifier, or lacks weights of more than the head, which
+    transformers would draw at random.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageClassification
@@ -109,16 +110,26 @@ def load_classifier(
         unnamed = before == [f"LABEL_{number}" for number in range(len(before))]
         anew = len(before) != len(labels) or (before != list(labels) and not unnamed)
         config.id2label, config.label2id = names, {label: number for number, label in names.items()}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), no_progress_bars():
             torch.manual_seed(seed)
-            model = AutoModelForImageClassification.from_pretrained(
-                where, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **given
-            )
+            model, report = AutoModelForImageClassification.from_pretrained(
+                where, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, **given,
+            )  # fmt: skip
+            heads = [(at, one) for at, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
+            place, head = next((at, one) for at, one in reversed(heads) if one.out_features == len(labels))
+            drawn = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+            anew = anew or bool(drawn)
             if anew:
-                heads = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
-                next(one for one in reversed(heads) if one.out_features == len(labels)).reset_parameters()
+                head.reset_parameters()
     except (ValueError, KeyError, OSError, RuntimeError, StopIteration) as error:
         why = (str(error).splitlines() or ["it has no linear head"])[0][:160]
         advice = f"a Hugging Face image classifier, or {', '.join(NAMED)}"
         raise BadData(f"--model {name}: no image classifier ({why})", advice) from None
+    if lost := sorted(key for key in drawn if not key.startswith(f"{place}.")):
+        raise BadData(
+            f"the weights of {len(lost)} tensors are missing or of another size, {lost[0]} among them",
+            "not a whole model, or weights of another one",
+            file=name,
+        )
     return model, anew

@@ -40,7 +40,7 @@ class AskedTarget(msgspec.Struct, kw_only=True):
     needs: ClassVar[tuple[str, ...]] = ("target",)
     target: Text
     round: int | None = None
-    n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=10**8)] | None = None
     values: str = "uniform"
     occurrence: Annotated[int, msgspec.Meta(ge=0)] = 0
 

@@ -244,10 +244,24 @@ def _tower(options: Options) -> tuple[Any, Any, dict[str, Any]]:
     source = find_model(options.vision)
     if source.path is None:
         raise UsageProblem(f"--vision {options.vision}: not a directory", "a CLIP, SigLIP or DINOv2 directory")
-    with quiet_transformers():
-        tower = AutoModel.from_pretrained(str(source.path), trust_remote_code=False)
-        tower = getattr(tower, "vision_model", tower)
-        images = AutoImageProcessor.from_pretrained(str(source.path), use_fast=False)
+    try:
+        with quiet_transformers():
+            whole, report = AutoModel.from_pretrained(
+                str(source.path), trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+            images = AutoImageProcessor.from_pretrained(str(source.path), use_fast=False)
+    except (ImportError, ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        what = (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
+        raise BadData(f"the tower does not load: {what}", "is the directory whole?", file=options.vision) from None
+    tower = getattr(whole, "vision_model", whole)
+    own = "" if tower is whole else "vision_model."
+    # What pools the patches is not used, and checkpoints of other heads lack it.
+    if lost := sorted(key for key in report["missing_keys"] if key.startswith(own) and "pool" not in key):
+        raise BadData(
+            f"the weights of {len(lost)} tensors are missing, {lost[0]} among them",
+            "not a whole tower, or weights of another one",
+            file=options.vision,
+        )
     if not hasattr(tower.config, "patch_size"):
         raise UsageProblem(f"--vision {options.vision}: no patches", "a vision transformer, or efficientnet-lite0")
     siglip = tower.config.model_type.startswith("siglip")

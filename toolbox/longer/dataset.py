@@ -64,7 +64,7 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingInput(f"{directory}: is not a dataset (no {MANIFEST})", "make one with longer-prep") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"damaged manifest: {error}", "make the dataset anew", file=str(path)) from None
     if manifest.format != FORMAT:
         raise BadData(f"format {manifest.format}, this version reads {FORMAT}", "longer-prep anew", file=str(path))
@@ -78,7 +78,7 @@ def read_vocabulary(directory: Path, name: str) -> list[str]:
         return msgspec.json.decode(path.read_bytes(), type=list[str])
     except FileNotFoundError:
         raise BadData("the file is missing", "make it anew with longer-prep", file=str(path)) from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"damaged vocabulary: {error}", "make it anew with longer-prep", file=str(path)) from None
 
 

@@ -32,7 +32,7 @@ def read_config(directory: Path) -> Config:
         if msgspec.json.decode(raw, type=dict[str, Any]).get("model_type") != "longer":
             raise BadData("is not a model of longer-train", "give what longer-train wrote", file=str(path))
         return msgspec.json.decode(raw, type=Config)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"damaged configuration: {error}", "train anew", file=str(path)) from None
 
 

@@ -189,7 +189,7 @@ class ScoredRequest(msgspec.Struct, kw_only=True):
     labels: list[int | float | bool]
     scores: Annotated[list[float], msgspec.Meta(description="probabilities")]
     user: Name | None = None
-    hist_len: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    hist_len: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
 
 
 class ScoredRow(msgspec.Struct, kw_only=True):
@@ -200,7 +200,7 @@ class ScoredRow(msgspec.Struct, kw_only=True):
     score: Annotated[float, msgspec.Meta(description="a probability")]
     user: Name | None = None
     request: Name | None = None
-    hist_len: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    hist_len: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
 
 
 class Judged(msgspec.Struct, kw_only=True):

@@ -63,6 +63,8 @@ def run(options: Options, call: Invocation) -> None:
         raise UsageProblem("--split needs --data", "as in --data DIR --split test")
     if not options.kv_cache and (options.check or options.cache_save or options.cache_load):
         raise UsageProblem("--no-kv-cache leaves nothing to --check, --cache-save or --cache-load", "leave it out")
+    if "-" in (options.cache_save, options.cache_load):
+        raise UsageProblem("--cache-save and --cache-load take no -: stdin and stdout have the rows", "name a file")
     model_dir = Path(options.model)
     config = read_config(model_dir)
     manifest = _data_of(model_dir)
@@ -98,7 +100,7 @@ def _data_of(directory: Path) -> Manifest:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         raise MissingInput(f"{path}: missing", "give the whole directory that longer-train wrote") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"damaged: {error}", "train anew", file=str(path)) from None
 
 

@@ -225,7 +225,7 @@ def _dequantise(source: ModelSource, directory: Path) -> None:
 
     assert source.path is not None
     # Its bar over tensors ignores transformers' own switch; ``say`` has told what is going on.
-    with _quiet(), _loading(source), _parsed_once(), contextlib.redirect_stderr(io.StringIO()):
+    with no_progress_bars(), _loading(source), _parsed_once(), contextlib.redirect_stderr(io.StringIO()):
         where = {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
         model, report = AutoModelForCausalLM.from_pretrained(
             **where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
@@ -242,7 +242,7 @@ def _dequantise(source: ModelSource, directory: Path) -> None:
         config.pad_token_id = tokenizer.pad_token_id
         config.eos_token_id = tokenizer.eos_token_id
     try:
-        with _quiet():
+        with no_progress_bars():
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
     except SafetensorError as error:  # how its writer reports a full disk
@@ -263,7 +263,7 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> A
             base_model(source, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code
         )
     where = str(prepare(source))
-    with _quiet(), _loading(source):
+    with no_progress_bars(), _loading(source):
         return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
 
 
@@ -296,7 +296,7 @@ def load_model(
 
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     where = str(prepare(source))
-    with _quiet(), _loading(source):
+    with no_progress_bars(), _loading(source):
         model, report = getattr(transformers, family).from_pretrained(
             where, dtype=kind, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
         )
@@ -320,7 +320,7 @@ def _load_adapter(source: ModelSource, dtype: Literal["fp32", "bf16"], trust_rem
 
     base = base_model(source, trust_remote_code=trust_remote_code)
     model = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, family=family)
-    with _quiet(), _loading(source), warnings.catch_warnings():
+    with no_progress_bars(), _loading(source), warnings.catch_warnings():
         # Of adapters that lack tensors peft only warns, and leaves those at their start.
         warnings.filterwarnings("error", message=".*missing adapter keys")
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own call, nobody's here
@@ -328,8 +328,8 @@ def _load_adapter(source: ModelSource, dtype: Literal["fp32", "bf16"], trust_rem
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers' own."""
+def no_progress_bars() -> Iterator[None]:
+    """No progress bars of transformers' own: they would fail with a stderr that is full or gone."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

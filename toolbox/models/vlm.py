@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolbox.models.load import ModelSource, base_model, find_model, load_model, prepare
+from toolbox.models.load import ModelSource, base_model, find_model, load_model, no_progress_bars, prepare
 from toolbox.shell.errors import BadData, ToolboxError, UsageProblem
 from toolbox.weights.read import open_weights
 
@@ -96,13 +96,14 @@ def load_vlm(source: ModelSource, *, dtype: Literal["fp32", "bf16"] = "fp32", tr
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No advice of transformers' own on stderr: that torchvision is missing is meant to be so."""
+    """No advice of transformers' own on stderr, and no bars: that torchvision is missing is meant to be so."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with no_progress_bars():
+            yield
     finally:
         logging.set_verbosity(before)
 

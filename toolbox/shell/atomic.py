@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from toolbox.shell.errors import CannotCreate
+from toolbox.shell.errors import CannotCreate, UsageProblem
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 _STORAGE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -81,9 +81,11 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[BinaryI
     a device or a pipe (/dev/stdout, a process substitution) is written directly.
 
     Raises: CannotCreate (73) when ``path`` exists and ``overwrite`` is false, or its directory does not exist; OSError
-    as the system gives it.
+    as the system gives it; UsageProblem (2) for ``-``: whoever may write to stdout does so before.
     """
     shown, target = str(path), Path(path)
+    if shown == "-":
+        raise UsageProblem("-: this output cannot be stdout", "name a file")
     if target.is_symlink():
         target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():

@@ -318,7 +318,9 @@ def check_adapter_options(options: TrainOptions, kind: str) -> None:
 
 
 def needs_folder(path: str, option: str) -> None:
-    """Raise CannotCreate when ``path`` cannot be made, before hours are spent on what goes into it."""
+    """Raise when ``path`` cannot be made (CannotCreate) or is stdout, before hours are spent on what goes into it."""
+    if path == "-":
+        raise UsageProblem(f"{option} -: stdout has the events already", "name a file")
     if not Path(path).absolute().parent.is_dir():
         raise CannotCreate(f"{option} {path}: no such directory", "make it first")
 

@@ -141,8 +141,16 @@ def _copy(source: Tensor, target: Tensor, name: str) -> None:
 
 
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A moment or step count on its parameter's device (fused optimisers count there); a shard where that is one."""
-    value = value.to(local_part(parameter.detach()).device)
+    """A moment or step count on its parameter's device (fused optimisers count there); a shard where that is one.
+
+    A moment gets its parameter's order in memory: fused optimisers walk through both side by side.
+    """
+    import torch
+
+    here = local_part(parameter.detach())
+    value = value.to(here.device)
+    if value.shape == here.shape:
+        value = torch.empty_like(here, dtype=value.dtype).copy_(value)
     if value.ndim and hasattr(parameter, "to_local"):
         from torch.distributed.tensor import DTensor
 
