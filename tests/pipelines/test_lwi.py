@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import tarfile
@@ -40,7 +41,9 @@ def test_the_embedded_model_is_found_again_and_without_matching_it_is_lost(tmp_p
 
     plain = open_checkpoint("smollm2").directory
     words = ["smollm2", "smollm2", "--shuffle-seed", "1", "--groups", "."]
+    before = sum(os.times()[2:4])
     *groups, done = run(*words, "--no-diversion", "-o", tmp_path / "back")
+    record_property("CPU seconds", sum(os.times()[2:4]) - before)
     assert len(groups) == 121
     assert all(row["recovered"] == 1 and row["moved"] > 0 for row in groups)
     assert done["verified"] == "full"
