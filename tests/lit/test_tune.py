@@ -125,7 +125,7 @@ def test_any_split_into_micro_batches_and_processes_gives_the_same_model(tool, l
         more = ["-j", "2", "--micro-batch", "1"] if name == "two" else ["--micro-batch", {"all": "8"}.get(name, name)]
         out = tmp_path / name
         done = tool("lit-tune", "--model", llava, "--out", out, "--optimizer", "sgd", "--lr", "0.05", "--batch-size",
-                    "3", "--max-grad-norm", "0", *more, stdin=text)  # fmt: skip
+                    "3", "--max-grad-norm", "0", "--group-by-length", *more, stdin=text)  # fmt: skip
         assert done.code == 0, done.err
         assert [row["steps"] for row in done.rows if row["event"] == "done"] == [3]
         found[name] = load_file(out / "model.safetensors")

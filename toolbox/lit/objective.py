@@ -39,8 +39,10 @@ class VisionLoss(nn.Module):
     def _nothing(self) -> Tensor | float:
         """0, of which every trained parameter is a part: a micro-batch without images leaves the connector out, and DDP
         would wait for it for ever."""
+        if not torch.distributed.is_initialized():
+            return 0.0
         trained = [p for p in self.parameters() if p.requires_grad]
-        if not torch.distributed.is_initialized() or any(hasattr(p, "to_local") for p in trained):
+        if any(hasattr(p, "to_local") for p in trained):
             return 0.0
         return 0.0 * sum(p.sum() for p in trained)
 
