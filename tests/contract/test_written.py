@@ -185,3 +185,25 @@ def test_help_that_is_pasted_is_the_help_of_now(page):
 def help_of(name: str) -> str:
     with click.Context(command(name), info_name=name, max_content_width=100, terminal_width=100) as context:
         return command(name).get_help(context)
+
+
+# -- citing
+
+
+def test_the_papers_to_cite_are_the_same_in_both_places_and_each_method_has_one():
+    import yaml
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/CITING.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^@\w+\{(\w+),\n  title = \{(.*)\},$", page, re.MULTILINE))
+    titles = {re.sub(r"[{}]", "", title) for title in entries.values()}
+    assert titles == {one["title"] for one in cited["references"]}
+    assert len(titles) == 10
+    rows = re.findall(r"^\| `([\w*-]+)` \| `(\w+)` \| \[arXiv ([\d.]+)\]", page, re.MULTILINE)
+    assert {key for _, key, _ in rows} == set(entries)
+    assert [one["url"].rpartition("/")[2] for one in cited["references"]] == [number for _, _, number in rows]
+    methods = {name.partition("*")[0] for name, _, _ in rows}
+    for name in CASES:
+        assert name.startswith(tuple(methods)) or name in {"lm-tune", "lm-generate", "unlearn-eval"}, name
+    assert cited["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:200]
