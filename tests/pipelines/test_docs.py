@@ -183,7 +183,7 @@ def test_the_first_block_of_a_page_runs_as_written(page, here, tiny, shims):
 ELSEWHERE = {
     "--backend openai": "an endpoint", "winobias/": "WinoBias", "bbq/": "BBQ", "base_model_responses": "its file",
     "tofu:DIR": "TOFU", "photos/train": "a folder of photos", "edits.tsv": "logs in other forms", "smollm2": "minutes",
-    "TOOLBOX_BASE_URL": "an endpoint", "pip install": "the network", "{": "an output, not a script",
+    "TOOLBOX_BASE_URL": "an endpoint", "pip install": "the network", "accelerate": "recipes",
 }  # fmt: skip
 """What a block has in it that needs more than is here, and what that is."""
 
@@ -191,9 +191,11 @@ ELSEWHERE = {
 def later_blocks() -> list:
     """The blocks behind the first of a page that call commands and need no more than small files."""
     found = []
-    for page in [*PAGES, ROOT / "README.md"]:
-        blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-        for place, block in enumerate(blocks[page.name != "README.md" :], page.name != "README.md"):
+    for page in [*PAGES, ROOT / "README.md", ROOT / "GUIDE.md"]:
+        fenced = re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        blocks = [text for kind, text in fenced if not kind]
+        first = page in PAGES  # that is run already
+        for place, block in enumerate(blocks[first:], first):
             block = block.replace("--model smollm2 ", "")  # the default, and here a tiny one
             calls = any(re.search(rf"^(?:.*\| )?{name} ", block, re.MULTILINE) for name in CASES)
             if calls and not any(word in block for word in ELSEWHERE):
