@@ -183,8 +183,13 @@ def test_help_that_is_pasted_is_the_help_of_now(page):
 
 
 def help_of(name: str) -> str:
-    with click.Context(command(name), info_name=name, max_content_width=100, terminal_width=100) as context:
+    more = command(name).context_settings | {"terminal_width": 78}  # of 80 columns
+    with click.Context(command(name), info_name=name, **more) as context:
         return command(name).get_help(context)
+
+
+def test_pasted_help_is_looked_at():
+    assert "\nUsage: legit-score " in (ROOT / "GUIDE.md").read_text(encoding="utf-8")
 
 
 # -- citing

@@ -25,7 +25,7 @@ def shown(name: str, kind: str) -> list[tuple[str, list[str]]]:
 
 
 def typed(line: str, folder: Path, **env: str) -> list[str]:
-    env = {**environment(), "TOOLBOX": str(ROOT), **env}
+    env = {**environment(), "TOOLBOX": str(ROOT), "COLUMNS": "80", **env}
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
