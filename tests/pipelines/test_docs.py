@@ -193,7 +193,7 @@ def later_blocks() -> list:
     found = []
     for page in [*PAGES, ROOT / "README.md", ROOT / "GUIDE.md"]:
         fenced = re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-        blocks = [text for kind, text in fenced if not kind]
+        blocks = [text for kind, text in fenced if not kind and not text.startswith("$ ")]
         first = page in PAGES  # that is run already
         for place, block in enumerate(blocks[first:], first):
             block = block.replace("--model smollm2 ", "")  # the default, and here a tiny one
