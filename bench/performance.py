@@ -93,19 +93,25 @@ _HEAD = """# Performance
 Rendered by `make docs` from `bench/measured.jsonl`, the latest whole measurement of every figure; `make bench`
 measures them all anew ([what each bench does](../bench/README.md)). Times are CPU seconds of one thread. Both sides of
 a ratio ran side by side in one run, taking turns: on a busy machine believe the ratios, not the absolute figures.
-Nothing here was measured on a GPU.
+Nothing here was measured on a GPU. One bench alone: `.venv/bin/python bench/run.py --only BENCH`.
 
 """
 
 
 def _table(rows: Sequence[Row], more: tuple[str, ...] = ()) -> str:
-    lines = ["| figure | median | least … most | runs |", "|---|---:|---|---:|"]
+    lines = ["| figure | bench | median | least … most | runs |", "|---|---|---:|---|---:|"]
     lines = [lines[0] + "".join(f" {name} |" for name in more), lines[1] + "---|" * len(more)]
     for row in rows:
         said = "; ".join(_text(text) for text in (row["ratio_of"], row["note"]) if text)
         name = f"{_text(row['name'])}{f'<br><sub>{said}</sub>' if said else ''}"
         spread = "" if row["spread"] is None else " … ".join(map(_number, row["spread"]))
-        cells = [name, f"{_number(row['value'])} {_text(row['unit'])}".strip(), spread, str(row["repeats"])]
+        cells = [
+            name,
+            f"`{row['bench']}`",
+            f"{_number(row['value'])} {_text(row['unit'])}".strip(),
+            spread,
+            str(row["repeats"]),
+        ]
         if more:
             cells += [_sign(row["target"]), "met" if row["met"] else "**missed**"]
         lines.append("| " + " | ".join(cells) + " |")

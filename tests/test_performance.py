@@ -41,8 +41,8 @@ def test_met_missed_and_not_measured_are_told_apart():
     skipped = row("score", Figure("score", None, "", skipped="no data"))
     text = performance.page([row("tune", FAST), row("tune", SLOW), skipped])
     assert "**1 of 2 targets are met, 1 missed.**" in text
-    assert "| tune: speed<br><sub>a \\| b</sub> | 2.5 × | 2 … 3 | 3 | ≥ 2 | met |" in text
-    assert "| 5 CPU-s |  | 1 | < 4 | **missed** |" in text
+    assert "| tune: speed<br><sub>a \\| b</sub> | `tune` | 2.5 × | 2 … 3 | 3 | ≥ 2 | met |" in text
+    assert "| `tune` | 5 CPU-s |  | 1 | < 4 | **missed** |" in text
     assert text.index("tune: other") < text.index("tune: speed")
     assert re.search(r"^\| `score` \|.*\| no data \|$", text, re.MULTILINE)
     assert text.count("| not measured |") == len(BENCHES) - 2

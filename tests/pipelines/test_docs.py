@@ -180,6 +180,41 @@ def test_the_first_block_of_a_page_runs_as_written(page, here, tiny, shims):
     run(block[1], here, tiny, shims)
 
 
+ELSEWHERE = {
+    "--backend openai": "an endpoint", "winobias/": "WinoBias", "bbq/": "BBQ", "base_model_responses": "its file",
+    "tofu:DIR": "TOFU", "photos/train": "a folder of photos", "edits.tsv": "logs in other forms", "smollm2": "minutes",
+    "TOOLBOX_BASE_URL": "an endpoint", "pip install": "the network", "accelerate": "recipes",
+}  # fmt: skip
+"""What a block has in it that needs more than is here, and what that is."""
+
+
+def later_blocks() -> list:
+    """The blocks behind the first of a page that call commands and need no more than small files."""
+    found = []
+    for page in [*PAGES, ROOT / "README.md", ROOT / "GUIDE.md"]:
+        fenced = re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        blocks = [text for kind, text in fenced if not kind and not text.startswith("$ ")]
+        first = page in PAGES  # that is run already
+        for place, block in enumerate(blocks[first:], first):
+            block = block.replace("--model smollm2 ", "")  # the default, and here a tiny one
+            calls = any(re.search(rf"^(?:.*\| )?{name} ", block, re.MULTILINE) for name in CASES)
+            if calls and not any(word in block for word in ELSEWHERE):
+                found.append(pytest.param(block, id=f"{page.stem}-{place}"))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", later_blocks())
+def test_the_later_blocks_of_a_page_run_as_written(block, here, tiny, shims):
+    for name in ("paths", "demo_paths", "aqua"):
+        (here / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines(SOLVED).encode()))
+    run(block, here, tiny, shims)
+
+
+def test_most_blocks_of_the_pages_are_run():
+    assert len(later_blocks()) >= 6
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in METHODS], ids=lambda page: page.stem)
 def test_the_examples_of_help_are_those_of_the_page(page):
     command = importlib.import_module(f"toolbox.commands.{page.stem.replace('-', '_')}").main
