@@ -95,7 +95,7 @@ def alive(running) -> bool:
         return False
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_model_here_killed_at_random_moments(local, tmp_path, seed):
     whole = local("--log", tmp_path / "whole.jsonl")
     assert whole.code == 0, whole.err

@@ -559,6 +559,14 @@ def test_a_killed_run_is_recognised_continued_or_started_anew(tmp_path, child, s
         assert names(out.partial) == [".lock"]
 
 
+def test_a_left_over_of_a_command_that_cannot_go_on_gives_way(tmp_path, child):
+    run = child(RUN.format(overwrite=False, resume=False, states=0))
+    run.wait_for_line()
+    run.kill()
+    with OutputDirectory(tmp_path / "out", resumable=False) as out:
+        assert names(out.partial) == [".lock"]
+
+
 def test_an_interrupted_replacement_is_continued_only_when_both_are_asked_for(tmp_path, child):
     make_output(tmp_path / "out")
     run = child(RUN.format(overwrite=True, resume=False, states=1))

@@ -100,7 +100,7 @@ def run(options: Options, call: Invocation) -> None:
         writer.write({"event": "plan", "command": call.command, "settings": call.settings, **facts})
         writer.close()
         return
-    with OutputDirectory(options.out, overwrite=options.overwrite) as out:
+    with OutputDirectory(options.out, overwrite=options.overwrite, resumable=False) as out:
         began = time.time()
         facts = build(options, out.partial, store, sets, call.reporter.note)
         record = {

@@ -75,7 +75,7 @@ def run(options: Options, call: Invocation) -> None:
         packed = _Prep(options, call, split).pack()
         _say(call, {"event": "plan", **packed.summary})
         return
-    with OutputDirectory(options.out, overwrite=options.overwrite) as out:
+    with OutputDirectory(options.out, overwrite=options.overwrite, resumable=False) as out:
         began = time.time()
         packed = _Prep(options, call, split).pack()
         packed.write(out.partial)

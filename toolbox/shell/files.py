@@ -49,6 +49,7 @@ class OutputDirectory:
     - ``finished``: ``resume`` found a finished OUT; nothing was touched and there is nothing to do.
     - ``resumed``: ``resume`` found states to continue from in ``OUT.partial``. Without a state there is nothing to
       continue and the left-over's content is removed.
+    - Without ``resumable`` (a command that has no --resume) a left-over is of no use to anybody and gives way.
     - ``overwrite`` and ``resume`` together continue a left-over that is to replace a finished OUT.
 
     One writer: an flock on ``OUT.partial/.lock``. A commit first writes ``.complete`` into ``OUT.partial``; a run that
@@ -59,7 +60,9 @@ class OutputDirectory:
     Raises: CannotCreate (73) when OUT exists, is in use, was interrupted, or is not an output of ours.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, overwrite: bool = False, resume: bool = False, resumable: bool = True
+    ) -> None:
         self.shown = str(path)
         final = Path(path)
         if final.is_symlink() or final.name in ("", ".."):
@@ -73,6 +76,7 @@ class OutputDirectory:
         self._replaced = final.with_name(final.name + ".partial.replaced")
         self._overwrite = overwrite
         self._resume = resume
+        self._resumable = resumable
         self._lock: int | None = None
 
     def __enter__(self) -> OutputDirectory:
@@ -201,7 +205,7 @@ class OutputDirectory:
             self.release()
             return
         entries = self._entries()
-        if entries and not self._overwrite and not self._resume:
+        if entries and self._resumable and not self._overwrite and not self._resume:
             raise CannotCreate(
                 f"{self.shown}: an interrupted run left {self.partial.name}",
                 "--resume continues it, --overwrite starts anew",
