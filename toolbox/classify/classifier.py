@@ -1,6 +1,6 @@
 """An image classifier by name: one of our backbones, a Hugging Face directory or a hub id; and how its pixels are made.
 
-A head of another size than the classes at hand is drawn anew.
+A head that lacks some of the classes at hand keeps the rows of its own; one of other classes is drawn anew.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def load_classifier(
     seed: int,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, bool]:
-    """The network in fp32 for these classes, in this order; and whether a stored head was drawn anew.
+    """The network in fp32 for these classes, in this order; and whether any row of a stored head was drawn anew.
 
-    A stored head is kept where its classes are these, by name or, unnamed, by number. What is new is drawn by ``seed``.
+    A stored head keeps its rows where all its classes are among these, by name or, unnamed, where they are as many, by
+    number. What is new is drawn by ``seed``.
     Raises: BadData (65) where the directory holds no image classifier.
     """
     import torch
@@ -115,10 +116,33 @@ def load_classifier(
                 where, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **given
             )
             if anew:
-                heads = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
-                next(one for one in reversed(heads) if one.out_features == len(labels)).reset_parameters()
+                head = _head(model, len(labels))
+                head.reset_parameters()
+                if set(before) <= set(labels):  # goes on: what it knows stays
+                    old = _stored_head(where, len(before), given)
+                    rows = torch.tensor([list(labels).index(label) for label in before])
+                    with torch.no_grad():
+                        for mine, stored in zip(head.parameters(), old.parameters(), strict=True):
+                            mine[rows] = stored
+                    anew = len(before) < len(labels)
     except (ValueError, KeyError, OSError, RuntimeError, StopIteration) as error:
         why = (str(error).splitlines() or ["it has no linear head"])[0][:160]
         advice = f"a Hugging Face image classifier, or {', '.join(NAMED)}"
         raise BadData(f"--model {name}: no image classifier ({why})", advice) from None
     return model, anew
+
+
+def _head(model: PreTrainedModel, rows: int) -> torch.nn.Linear:
+    """The last linear layer of so many rows. Raises: StopIteration where there is none."""
+    import torch
+
+    layers = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
+    return next(one for one in reversed(layers) if one.out_features == rows)
+
+
+def _stored_head(where: str, rows: int, given: dict[str, Any]) -> torch.nn.Linear:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    stored = AutoModelForImageClassification.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **given)
+    return _head(stored, rows)

@@ -221,8 +221,7 @@ class Planner:
         try:
             for attempt in range(self.options.redraws + 1):
                 requests = [
-                    TextRequest(self.request_id(kind), None, sample + attempt * count, prompt)
-                    for sample in wanted
+                    TextRequest(self.request_id(kind), None, sample + attempt * count, prompt) for sample in wanted
                 ]
                 for sample, text in zip(wanted, ask(requests), strict=True):
                     readings[sample] = read(text)
