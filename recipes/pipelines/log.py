@@ -2,8 +2,8 @@
 
     python3 recipes/pipelines/log.py [USERS [REQUESTS-EACH [SEED]]]
 
-A request shows somebody four items. A third of all items is liked by many; beside these, everybody is in the mood for one
-category, and now and then for another: that stands in their history, not in who they are nor in what is shown.
+A request shows somebody four items. A third of all items is liked by many; beside these, everybody is in the mood for
+one category, and now and then for another: that stands in their history, not in who they are nor in what is shown.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def gold_text(row: dict) -> str:
                     "term": "Albany", "facts": ["No."], "dataset": "f"}),
         (OWN, {**OWN, "id": "f/q1", "answer": "q", "dataset": "f"}),
     ],
-    ids=["aqua", "commonsenseqa", "arc", "mmlu", "agieval", "strategyqa", "own"],
+    ids=["aqua", "commonsenseqa", "arc", "mmlu", "agieval", "tofu", "strategyqa", "own"],
 )  # fmt: skip
 def test_a_public_shape_becomes_an_item(rows, record, expected):
     assert read(rows("f.jsonl", [record])) == [expected]
