@@ -22,6 +22,7 @@ RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 .PHONY: lit-easyvqa lit-smol lit-flickr8k
 .PHONY: dull-cifar dull-table
 .PHONY: lwi-smollm2 lwi-tin20
+.PHONY: pipe-wording pipe-safety pipe-unlearn pipe-fuse pipe-tasks pipe-replay pipe-ranker
 .PHONY: longer-ml100k longer-git longer-table setup-torchrec
 
 help:  ## show this list
@@ -174,6 +175,27 @@ longer-table: $(STAMP)  ## every ranker on the same labels (DATA=assist2017.json
 setup-torchrec: $(STAMP)  ## sharded embedding tables on a CPU, to try longer-train --embedding torchrec
 	$(PIP) --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict pyre-extensions torchmetrics lightning-utilities \
 		typing-inspect mypy-extensions cloudpickle orjson pyvers importlib_metadata zipp
+
+pipe-wording: $(STAMP)  ## does a prompt's wording move the landscape of thoughts? (these seven: docs/pipelines.md)
+	$(RUN) bash recipes/pipelines/wording.sh
+
+pipe-safety: $(STAMP)  ## pairs that reason, trained on; readers before and after; attacks in and out of distribution
+	$(RUN) bash recipes/pipelines/safety.sh
+
+pipe-unlearn: $(STAMP)  ## unlearning at several strengths, its trade-off, and the answers before and after on one map
+	$(RUN) bash recipes/pipelines/unlearn.sh
+
+pipe-fuse: $(STAMP)  ## two fine-tunes of one model made one, asked about what each was taught
+	$(RUN) bash recipes/pipelines/fuse.sh
+
+pipe-tasks: $(STAMP)  ## tasks of noisy images learned one after another, fused and not
+	$(RUN) bash recipes/pipelines/tasks.sh
+
+pipe-replay: $(STAMP)  ## experiments designed with a language model's stored answers, twice, to the byte
+	$(RUN) bash recipes/pipelines/replay.sh
+
+pipe-ranker: $(STAMP)  ## a log to a judged ranker; stopped anywhere and run again it goes on
+	$(RUN) bash recipes/pipelines/ranker.sh
 
 clean:  ## remove what was built and what recipes made; keeps .venv and what was measured (bench/results.jsonl)
 	rm -rf demo out coca build bench/.venv-* .pytest_cache .ruff_cache .import_linter_cache

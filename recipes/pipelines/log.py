@@ -2,8 +2,8 @@
 
     python3 recipes/pipelines/log.py [USERS [REQUESTS-EACH [SEED]]]
 
-A request shows somebody four items. Everybody is in the mood for one category, and now and then for another: what they
-will like stands in their history, not in who they are nor in what is shown.
+A request shows somebody four items. A third of all items is liked by many; beside these, everybody is in the mood for
+one category, and now and then for another: that stands in their history, not in who they are nor in what is shown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def main(users: int = 80, each: int = 50, seed: int = 0) -> None:
             if draw.random() < 0.05:
                 mood[user] = draw.randrange(CATEGORIES)
             for item in draw.sample(range(ITEMS), SHOWN):
-                liked = draw.random() < (0.9 if item % CATEGORIES == mood[user] else 0.1)
+                fits = item % CATEGORIES == mood[user]
+                liked = draw.random() < (0.6 if fits else 0.05) + (0.35 if item % 3 == 0 else 0)
                 row = {"user": f"u{user}", "item": f"i{item}", "cat": f"c{item % CATEGORIES}"}
                 print(json.dumps({**row, "ts": step * users + user, "label": int(liked)}))
 

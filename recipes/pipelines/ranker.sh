@@ -3,12 +3,13 @@
 # moment (a full disk, a lost machine, Ctrl-C) and run again with the same settings, it goes on where it stopped, and ends
 # with the same figures.
 #   recipes/pipelines/ranker.sh [OUT]        or: make pipe-ranker
-# DATA (a log for longer-prep; default: a made-up one of 60 people, see log.py), PREP (further options of longer-prep), TRAIN (of longer-train), and LAUNCH (-j 2, or --accelerate FILE) may be set.
+# DATA (a log for longer-prep; default: a made-up one of 80 people, see log.py), PREP (further options of longer-prep),
+# TRAIN (of longer-train), and LAUNCH (-j 2, or --accelerate FILE; for training) may be set.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-demo/ranker}
 read -ra prep <<< "${PREP:-}"
-read -ra train <<< "${TRAIN:---max-len 64 --merge 4 --queries 40% --epochs 2}"
+read -ra train <<< "${TRAIN:---max-len 64 --merge 4 --queries 40% --batch-requests 32 --epochs 3 --lr 3e-3}"
 read -ra launch <<< "${LAUNCH:-}"
 mkdir -p "$out"
 

@@ -27,7 +27,14 @@ def test_a_saved_classifier_comes_back_and_another_head_is_drawn_anew(tmp_path):
     again, anew = load_classifier("m", source, ["a", "b", "c"], image_size=16, seed=9)
     assert not anew
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in model.state_dict().items())
-    for labels in (["a", "b"], ["c", "b", "a"]):
+    turned, anew = load_classifier("m", source, ["c", "b", "a"], image_size=16, seed=9)
+    assert not anew
+    assert torch.equal(turned.classifier.weight, model.classifier.weight.flip(0))
+    wider, anew = load_classifier("m", source, ["c", "d", "a", "b"], image_size=16, seed=9)
+    assert anew
+    for one, two in zip(wider.classifier.parameters(), model.classifier.parameters(), strict=True):
+        assert torch.equal(one[[2, 3, 0]], two)
+    for labels in (["a", "b"], ["a", "b", "d"]):
         other, anew = load_classifier("m", source, labels, image_size=16, seed=9)
         assert anew
         assert other.classifier.out_features == len(labels)

@@ -418,5 +418,5 @@ CASES = {
 METHODS = {"coca", "dull", "landscape", "legit", "lit", "longer", "lot", "lwi"}
 """Methods of several commands have a page of their own in docs/, beside those of the commands."""
 
-ABOUT_ALL = {"performance", "reliability", "scale"}
+ABOUT_ALL = {"performance", "pipelines", "reliability", "scale"}
 """Pages in docs/ that speak of all methods."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from toolbox.lot.mcq import SHAPE_NAMES, mcq, set_name, shapes_for, without_marks
+from toolbox.lot.mcq import SHAPE_NAMES, mcq, set_name, shapes_for, what_differs, without_marks
 from toolbox.shell.errors import BadData, MissingInput
 from toolbox.shell.items import ITEM_SHAPES, choices_of, gold_of
 from toolbox.shell.records import RecordReader
@@ -36,8 +36,20 @@ AGIEVAL = {
     "passage": "Six sit in a row. ", "question": "Who is first?", "options": ["(A)Ana", "(B)Bo", "(C)Cy"],
     "label": "C", "other": None,
 }  # fmt: skip
+TOFU = {
+    "question": "Where was Ada born?", "answer": "In Low Harrow.", "paraphrased_answer": "Ada was born in Low Harrow.",
+    "perturbed_answer": "Ada was born in Tolbeck.",
+}  # fmt: skip
 STRATEGY = {"qid": "e004", "term": "Albany", "question": "Is Albany large?", "answer": False, "facts": ["No."]}
 OWN = {"id": "q1", "question": "Which?", "choices": ["x", "y"], "labels": ["p", "q"], "answer": "y", "extra": [1, None]}
+
+
+def test_of_answers_in_words_what_differs_is_the_choice():
+    assert what_differs(["It is red.", "It is dark blue."]) == ("red", "dark blue")
+    assert what_differs(["In 1987 he won", "In 1974 he won"]) == ("1987", "1974")
+    assert what_differs(["Paris", "Lyon"]) == ("Paris", "Lyon")
+    assert what_differs(["He won.", "He won twice."]) == ("He won.", "He won twice.")  # nothing would be left of one
+    assert what_differs(["a b a", "a b a"]) == ("a b a", "a b a")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +86,14 @@ def gold_text(row: dict) -> str:
                 "subject": "physics", "dataset": "f"}),
         (AGIEVAL, {"id": "f/1", "question": "Who is first?", "choices": ["Ana", "Bo", "Cy"], "answer": "C",
                    "context": "Six sit in a row.", "other": None, "dataset": "f"}),
+        (TOFU, {"id": "f/1", "question": "Where was Ada born?", "choices": ["Low Harrow", "Tolbeck"], "answer": "A",
+                "paraphrased_answer": TOFU["paraphrased_answer"], "perturbed_answer": TOFU["perturbed_answer"],
+                "dataset": "f"}),
         (STRATEGY, {"id": "f/e004", "question": "Is Albany large?", "choices": ["yes", "no"], "answer": "B",
                     "term": "Albany", "facts": ["No."], "dataset": "f"}),
         (OWN, {**OWN, "id": "f/q1", "answer": "q", "dataset": "f"}),
     ],
-    ids=["aqua", "commonsenseqa", "arc", "mmlu", "agieval", "strategyqa", "own"],
+    ids=["aqua", "commonsenseqa", "arc", "mmlu", "agieval", "tofu", "strategyqa", "own"],
 )  # fmt: skip
 def test_a_public_shape_becomes_an_item(rows, record, expected):
     assert read(rows("f.jsonl", [record])) == [expected]

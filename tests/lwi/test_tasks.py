@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from toolbox.classify.learned import learned_tasks
 from toolbox.classify.manifest import Sample
-from toolbox.lwi.tasks import check_new, class_order, learned_tasks, split_by_field, split_classes
+from toolbox.lwi.tasks import check_new, class_order, split_by_field, split_classes
 from toolbox.shell.errors import BadData, MissingInput, UsageProblem
 
 LABELS = tuple("abcdefg")

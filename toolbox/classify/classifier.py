@@ -1,6 +1,6 @@
 """An image classifier by name: one of our backbones, a Hugging Face directory or a hub id; and how its pixels are made.
 
-A head of another size than the classes at hand is drawn anew.
+A head that lacks some of the classes at hand keeps the rows of its own; one of other classes is drawn anew.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def load_classifier(
     seed: int,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, bool]:
-    """The network in fp32 for these classes, in this order; and whether a stored head was drawn anew.
+    """The network in fp32 for these classes, in this order; and whether any row of a stored head was drawn anew.
 
-    A stored head is kept where its classes are these, by name or, unnamed, by number. What is new is drawn by ``seed``.
+    A stored head keeps its rows where all its classes are among these, by name or, unnamed, where they are as many, by
+    number. What is new is drawn by ``seed``.
     Raises: BadData (65) where the directory holds no image classifier, or lacks weights of more than the head, which
     transformers would draw at random.
     """
@@ -116,20 +117,42 @@ def load_classifier(
                 where, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, **given,
             )  # fmt: skip
-            heads = [(at, one) for at, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
-            place, head = next((at, one) for at, one in reversed(heads) if one.out_features == len(labels))
-            drawn = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
-            anew = anew or bool(drawn)
+            place, head = _head(model, len(labels))
+            missing, resized = report["missing_keys"], {key[0] for key in report["mismatched_keys"]}
+            anew = anew or bool(missing or resized)
             if anew:
                 head.reset_parameters()
+            if anew and not missing and set(before) <= set(labels):  # goes on: what it knows stays
+                old = _stored_head(where, len(before), given)
+                rows = torch.tensor([list(labels).index(label) for label in before])
+                with torch.no_grad():
+                    for mine, stored in zip(head.parameters(), old.parameters(), strict=True):
+                        mine[rows] = stored
+                anew = len(before) < len(labels)
     except (ValueError, KeyError, OSError, RuntimeError, StopIteration) as error:
         why = (str(error).splitlines() or ["it has no linear head"])[0][:160]
         advice = f"a Hugging Face image classifier, or {', '.join(NAMED)}"
         raise BadData(f"--model {name}: no image classifier ({why})", advice) from None
-    if lost := sorted(key for key in drawn if not key.startswith(f"{place}.")):
+    if lost := sorted(key for key in {*missing, *resized} if not key.startswith(f"{place}.")):
         raise BadData(
             f"the weights of {len(lost)} tensors are missing or of another size, {lost[0]} among them",
             "not a whole model, or weights of another one",
             file=name,
         )
     return model, anew
+
+
+def _head(model: PreTrainedModel, rows: int) -> tuple[str, torch.nn.Linear]:
+    """The last linear layer of so many rows, and its name. Raises: StopIteration where there is none."""
+    import torch
+
+    layers = [(name, one) for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
+    return next((name, one) for name, one in reversed(layers) if one.out_features == rows)
+
+
+def _stored_head(where: str, rows: int, given: dict[str, Any]) -> torch.nn.Linear:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    stored = AutoModelForImageClassification.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **given)
+    return _head(stored, rows)[1]

@@ -59,7 +59,7 @@ def assemble(
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     if anew:
-        note(f"the head of {options.model} has other classes: drawn anew")
+        note(f"the head of {options.model} lacks some of the classes: drawn anew")
     without_dropout(backbone)
     backbone.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what tensor cores want
     average = deepcopy(backbone)

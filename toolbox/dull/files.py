@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from toolbox.classify.learned import TASKS_KEY
 from toolbox.shell.errors import BadData
 from toolbox.shell.files import atomic_file
 
@@ -24,14 +25,17 @@ CONFIG_KEY = "dull"
 
 
 def save_model(
-    directory: Path, model: nn.Module, corpus: Corpus, pixels: Pixels, metadata: Mapping[str, str], method: str
-) -> None:
-    """Write averaged weights, configuration with ``id2label`` and the image processor's settings."""
+    directory: Path, model: nn.Module, corpus: Corpus, pixels: Pixels, metadata: Mapping[str, str], method: str,
+    tasks: Sequence[Sequence[str]],
+) -> None:  # fmt: skip
+    """Write averaged weights, configuration with ``id2label`` and ``tasks``, and the image processor's settings."""
     from transformers.core_model_loading import revert_weight_conversion
 
     from toolbox.weights.write import write_sharded
 
+    setattr(model.config, TASKS_KEY, [list(task) for task in tasks])
     model.config.dull = {"method": method, "counts": corpus.counts.tolist()}
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     write_sharded(directory, revert_weight_conversion(model, dict(model.state_dict())), metadata)
     pixels.write(directory)

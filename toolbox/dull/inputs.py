@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from toolbox.classify.classifier import Pixels, stored_pixels
+from toolbox.classify.learned import tasks_with
 from toolbox.dull.options import Options
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
@@ -35,14 +38,18 @@ def choose_pixels(options: Options, source: ModelSource | None) -> Pixels:
 
 
 def read_inputs(
-    options: Options, call: Invocation, renames: dict[str, str]
+    options: Options, call: Invocation, renames: dict[str, str], source: ModelSource | None = None
 ) -> tuple[Manifest, Manifest | None, list[bytes]]:
-    """Training rows, those to report on, and bad rows as they came. BadData (65): a class that training has not."""
+    """Training rows, those to report on, and bad rows as they came. BadData (65): a class that training has not.
+
+    Classes that the model of ``source`` has learned come first, in its order.
+    """
     from toolbox.dull.data import read_rows
 
     train, rejected = read_rows(
         options.source, call.streams, root=options.root, renames=renames, on_bad=options.on_bad, limit=options.limit
     )
+    train = replace(train, labels=tuple(label for task in tasks_behind(source, train.labels) for label in task))
     held = None
     if options.eval_ is not None:
         held, _ = read_rows(options.eval_, call.streams, root=options.root, renames=renames, on_bad="fail")
@@ -51,6 +58,13 @@ def read_inputs(
             raise BadData(f"{unknown.place}: $.label: {unknown.label[:80]!r} is no class of the training rows",
                           "both need the same classes")  # fmt: skip
     return train, held, rejected
+
+
+def tasks_behind(source: ModelSource | None, labels: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The tasks that a model will have learned behind this run: those of ``source``, then one of its new classes."""
+    if source is None or source.path is None:
+        return (tuple(labels),)
+    return tasks_with(json.loads((source.path / "config.json").read_bytes()), labels, str(source.path))
 
 
 def decode_inputs(

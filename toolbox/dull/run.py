@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolbox.classify.classifier import Pixels, find_classifier
 from toolbox.classify.shots import shot_groups
 from toolbox.dull.brief import Brief, make_brief, share_brief
-from toolbox.dull.inputs import Inputs, choose_pixels, decode_inputs, read_inputs, show_plan
+from toolbox.dull.inputs import Inputs, choose_pixels, decode_inputs, read_inputs, show_plan, tasks_behind
 from toolbox.dull.options import Options, check, shot_bounds
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
@@ -44,7 +44,7 @@ def run(options: Options, call: Invocation) -> None:
         out = None
         if not call.dry_run:
             out = stack.enter_context(OutputDirectory(options.out, overwrite=options.overwrite, resume=options.resume))
-        train, held, rejected = read_inputs(options, call, renames)
+        train, held, rejected = read_inputs(options, call, renames, source)
         if call.dry_run:
             show_plan(options, call, train, held, pixels, len(rejected))
             return
@@ -175,7 +175,8 @@ class _Run:
         options, objective, fingerprint = self.options, self.training.objective, self.brief.fingerprint
         inputs = {"data": fingerprint["data"]}
         metadata = header(self.call.command, {**options.deciding(), "model": options.model}, options.seed, inputs)
-        save_model(folder, self.training.average, self.corpus, self.pixels, metadata, options.method)
+        save_model(folder, self.training.average, self.corpus, self.pixels, metadata, options.method,
+                   tasks_behind(self.source, self.corpus.labels))  # fmt: skip
         if objective.watches:
             save_state(folder, objective, metadata)
         save_samples(folder, rows)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolbox.classify.augment import CIFAR_MEAN, CIFAR_STD
 from toolbox.classify.classifier import Pixels, find_classifier, load_classifier, stored_pixels
+from toolbox.classify.learned import TASKS_KEY, learned_tasks
 from toolbox.lwi.objective import SplitHead, find_head
-from toolbox.lwi.tasks import TASKS_KEY, learned_tasks
 from toolbox.lwi.training_options import DEFAULT_MODEL, DEFAULT_SIZE, Options
 from toolbox.models.load import ModelSource
 from toolbox.shell.errors import BadData, ToolboxError

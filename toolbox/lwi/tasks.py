@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolbox.classify.manifest import Sample, sorted_labels
 from toolbox.shell.errors import BadData, MissingInput, UsageProblem
-
-TASKS_KEY = "lwi_tasks"
-"""Where config.json lists the labels of each learned task, in the order they were learned."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +85,6 @@ def class_order(labels: Sequence[str], how: str, seed: int) -> tuple[str, ...]:
     if lacking := [label for label in labels if label not in set(named)]:
         raise BadData(f"class {lacking[0]!r} is not in it", "name every class, one a line", file=how)
     return tuple(name for name in named if name in set(labels))
-
-
-def learned_tasks(config: Mapping[str, Any], labels: Sequence[str], source: str) -> tuple[tuple[str, ...], ...]:
-    """The tasks that a model has learned, by its configuration; one of all its classes where it does not say.
-
-    Raises: BadData (65) where the list does not name each of its ``labels`` once.
-    """
-    stored = config.get(TASKS_KEY)
-    if stored is None:
-        return (tuple(labels),)
-    file = str(Path(source) / "config.json")
-    if not isinstance(stored, list) or not all(isinstance(task, list) and task for task in stored):
-        raise BadData(f"{TASKS_KEY} is no list of lists of labels", "write it as lwi-train does", file=file)
-    named = [str(label) for task in stored for label in task]
-    if sorted(named) != sorted(labels):
-        raise BadData(f"{TASKS_KEY} and id2label name different classes", "write them as lwi-train does", file=file)
-    return tuple(tuple(str(label) for label in task) for task in stored)
 
 
 def check_new(labels: Sequence[str], learned: Sequence[Sequence[str]], source: str) -> None:
