@@ -7,7 +7,6 @@ Run by `make demo`; `make demo METHOD=lwi` runs one, `make demo FRESH=1` everyth
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -42,16 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             for step in steps:
                 print(f"{step.name:<12}{step.command:<18}{step.title}")
             return 0
+        signal.signal(signal.SIGTERM, _interrupt)
         return tour(steps, chosen, options.out, fresh=options.fresh)
 
 
 def tour(steps: Sequence[Step], chosen: Sequence[Step], root: Path, *, fresh: bool = False) -> int:
-    """Run the chosen steps below ``root``, then write the page of all that is there. Returns the exit status."""
+    """Run the chosen steps below ``root``, then write the page of all that is there. Returns the exit status.
+
+    Raises: CannotCreate (73) where another tour runs below ``root``.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    if not try_lock(descriptor):
-        raise CannotCreate(f"{root}: another tour is running there", "wait for it, or choose another --out")
-    signal.signal(signal.SIGTERM, _interrupt)
+    with (root / ".lock").open("a") as handle:
+        if not try_lock(handle.fileno()):
+            raise CannotCreate(f"{root}: another tour is running there", "wait for it, or choose another --out")
+        return _tour(steps, chosen, root, fresh)
+
+
+def _tour(steps: Sequence[Step], chosen: Sequence[Step], root: Path, fresh: bool) -> int:
     began = time.monotonic()
     ended: dict[str, Outcome] = {}
     with screen.Checklist(chosen, screen.console(sys.stderr)) as checklist:
@@ -67,7 +73,6 @@ def tour(steps: Sequence[Step], chosen: Sequence[Step], root: Path, *, fresh: bo
     screen.say(f"{len(ended) - len(failed)} of {len(ended)} steps done, {screen.took(seconds)}; page: {root / PAGE}")
     if failed:
         screen.say(f"failed: {', '.join(failed)} (what they said is in {root}/NAME/stderr.txt)")
-    os.close(descriptor)
     return 1 if failed else 0
 
 

@@ -63,7 +63,8 @@ def render(outcomes: Sequence[Outcome], missing: Sequence[Step], root: Path) -> 
     }
     return environment.get_template("page.html.j2").render(
         style=style, style_hash=digest, outcomes=outcomes, missing=missing, root=root, pictures=pictures, took=took,
-        size=in_words, clean=clean, stderr=STDERR, machine=machine(), done=sum(one.status == "done" for one in outcomes),
+        size=in_words, clean=clean, stderr=STDERR, machine=machine(),
+        done=sum(one.status == "done" for one in outcomes),
         seconds=sum(one.seconds for one in outcomes), cpu=sum(one.cpu_seconds for one in outcomes),
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """A shop that does not exist: its log of who looked at what, and who bought what was offered, as JSON lines.
 
-Two of three customers are gardeners, the others cooks, who buy more. What a customer looks at is only a weak hint: three
-of five times it is on his side of the shop. What he takes of what is offered to him depends on it strongly. So a few
-events say little about an offer and a long history says much. Rows without a label are looks, rows with one offers.
+Two of three customers are gardeners, the others cooks, who buy more. What a customer looks at is only a weak hint:
+three of five times it is on his side of the shop. What he takes of what is offered to him depends on it strongly. So a
+few events say little about an offer and a long history says much. Rows without a label are looks, rows with one offers.
 
     python recipes/demo/shop.py [CUSTOMERS] [EVENTS] [SEED] > log.jsonl
 """

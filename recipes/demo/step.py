@@ -24,8 +24,8 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One number of a step: where it stands, and where its interval and its n do.
 
     ``file`` holds JSON lines, or one JSON object; the last one that has the values of ``where`` is read. ``value``,
-    ``interval`` ([low, high]) and ``n`` are places in it, as in ``after.forget.es`` or ``avg_taw.-1``. A value that is a
-    record of estimate, low, high and n brings its own. With ``of`` the value counts cases among so many, and the
+    ``interval`` ([low, high]) and ``n`` are places in it, as in ``after.forget.es`` or ``avg_taw.-1``. A value that is
+    a record of estimate, low, high and n brings its own. With ``of`` the value counts cases among so many, and the
     interval is Wilson's.
     """
 

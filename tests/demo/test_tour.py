@@ -24,8 +24,8 @@ from tests.server import ROOT, environment
 from toolbox.shell.errors import BadData, BadRecipe, CannotCreate, MissingInput, UsageProblem
 
 MAIN = {
-    "coca-refactor", "satimp-unlearn", "gru-unlearn", "lwi-fuse", "dull-train", "lit-tune", "longer-train", "lot-prompt",
-    "landscape-plot", "legit-target",
+    "coca-refactor", "satimp-unlearn", "gru-unlearn", "lwi-fuse", "dull-train", "lit-tune", "longer-train",
+    "lot-prompt", "landscape-plot", "legit-target",
 }  # fmt: skip
 EVIL = '<script>alert(1)</script> & "quotes"'
 
@@ -64,8 +64,9 @@ def test_figures_are_read_from_the_last_line_that_fits(tmp_path):
     lines = [
         {"event": "step", "loss": 3.25},
         {"event": "step", "loss": 0.5},
-        {"event": "done", "after": {"es": 0.25, "es_interval": [0.2, 0.31]}, "series": [1, 0.75], "n": 1500, "empty": None,
-         "rate": {"estimate": 0.5, "low": None, "high": None, "n": 1}, "ok": True, "said": "\x1b[31mhello\x1b[0m",
+        {"event": "done", "after": {"es": 0.25, "es_interval": [0.2, 0.31]}, "series": [1, 0.75], "n": 1500,
+         "empty": None, "rate": {"estimate": 0.5, "low": None, "high": None, "n": 1}, "ok": True,
+         "said": "\x1b[31mhello\x1b[0m",
          "dotted.key": 7},
     ]  # fmt: skip
     (tmp_path / "f.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -119,8 +120,8 @@ def test_a_failed_step_stops_nothing_but_what_needs_it(tmp_path):
     ]
     ended = {one.step.name: one for one in run_steps(steps, tmp_path / "a b")}
     assert {name: one.status for name, one in ended.items()} == {
-        "first": "failed", "second": "skipped", "third": "done", "fourth": "done", "empty": "failed", "silent": "failed",
-        "bare": "failed", "pipe": "failed",
+        "first": "failed", "second": "skipped", "third": "done", "fourth": "done", "empty": "failed",
+        "silent": "failed", "bare": "failed", "pipe": "failed",
     }  # fmt: skip
     assert ended["first"].why == "it: is broken; mend it"
     assert ended["second"].why == "needs first, which failed"
@@ -265,7 +266,7 @@ def test_pictures_that_are_none_are_refused(tmp_path):
     assert (image.width, image.height) == (672, 336)
 
 
-# -- in a browser, and the whole ----------------------------------------------------------------------------------------
+# -- in a browser, and the whole --------------------------------------------------------------------------------------
 READABLE = """(() => {
   const small = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -329,8 +330,9 @@ def test_the_browser_would_notice(tmp_path):
 def test_the_whole_tour(tmp_path):
     """Every method once, within the budget in CPU seconds (two cores: at most so much time), and the page of it."""
     out = tmp_path / "demo"
+    env = {**environment(), "OMP_NUM_THREADS": "2", "TOOLBOX_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-m", "recipes.demo", "--out", out], cwd=ROOT, env={**environment(), "OMP_NUM_THREADS": "2"},
+        [sys.executable, "-m", "recipes.demo", "--out", out], cwd=ROOT, env=env,
         capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -342,7 +344,7 @@ def test_the_whole_tour(tmp_path):
     assert all(figure.label in (out / "index.html").read_text() for one in steps for figure in one.figures if "'" not in
                figure.label and "<" not in figure.label)  # fmt: skip
     look_at(out / "index.html", tmp_path, pictures=len(steps))
-    again = subprocess.run([sys.executable, "-m", "recipes.demo", "--out", out], cwd=ROOT, env=environment(),
+    again = subprocess.run([sys.executable, "-m", "recipes.demo", "--out", out], cwd=ROOT, env=env,
                            capture_output=True, text=True, stdin=subprocess.DEVNULL)  # fmt: skip
     assert again.returncode == 0
     assert again.stderr.count("kept") == len(steps)
