@@ -68,9 +68,10 @@ def _tour(steps: Sequence[Step], chosen: Sequence[Step], root: Path, fresh: bool
     shown = [found for step in steps if (found := ended.get(step.name) or kept(step, root)) is not None]
     page.write(root / PAGE, shown, [step for step in steps if step.name not in {one.step.name for one in shown}], root)
     screen.console(sys.stdout).print(screen.figures_table(list(ended.values()), root))
-    failed = [outcome.step.name for outcome in ended.values() if outcome.status != "done"]
+    failed = [name for name, outcome in ended.items() if outcome.status == "failed"]
+    done = sum(outcome.status == "done" for outcome in ended.values())
     seconds = time.monotonic() - began
-    screen.say(f"{len(ended) - len(failed)} of {len(ended)} steps done, {screen.took(seconds)}; page: {root / PAGE}")
+    screen.say(f"{done} of {len(ended)} steps done, {screen.took(seconds)}; page: {root / PAGE}")
     if failed:
         screen.say(f"failed: {', '.join(failed)} (what they said is in {root}/NAME/stderr.txt)")
     return 1 if failed else 0

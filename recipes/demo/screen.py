@@ -129,7 +129,7 @@ def figures_table(outcomes: Sequence[Outcome], root: Path) -> Any:
         time = took(outcome.seconds) if outcome.status == "done" else ""
         if outcome.status != "done":
             table.add_row(Text(outcome.step.command, "bold red"), Text(f"{outcome.status}: {clean(outcome.why)}"))
-            table.add_row("", Text(f"{folder}{STDERR}", "dim"), end_section=True)
+            table.add_row("", Text(f"{folder}{STDERR}" if outcome.status == "failed" else "", "dim"), end_section=True)
             continue
         for i, shown in enumerate(outcome.figures):
             table.add_row(
