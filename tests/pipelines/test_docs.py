@@ -206,8 +206,9 @@ def later_blocks() -> list:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", later_blocks())
 def test_the_later_blocks_of_a_page_run_as_written(block, here, tiny, shims):
-    for name in ("paths", "demo_paths", "aqua"):
-        (here / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines(SOLVED).encode()))
+    asked = [{name: row[name] for name in ("id", "question", "choices", "answer")} for row in SOLVED[::3]]
+    for name, rows in (("paths", SOLVED), ("demo_paths", SOLVED), ("aqua", asked)):
+        (here / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines(rows).encode()))
     run(block, here, tiny, shims)
 
 
