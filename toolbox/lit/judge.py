@@ -138,8 +138,8 @@ class _Figures:
             if any(row.vc is None for row in rows):
                 raise BadData("it has no vc to compare with", "judge that model with --metric vc", file=self.name)
             theirs = Ratio([float(row.vc or 0.0) for row in rows], [1.0] * len(rows), self.images)
-        more = {"null": self.null, "per_token": float(values.sum() / self.seen.tokens.sum()), "exact": float(self.seen.exact.mean()),
-                "exact_null": float(blind.exact.mean())}  # fmt: skip
+        more = {"null": self.null, "per_token": float(values.sum() / self.seen.tokens.sum()),
+                "exact": float(self.seen.exact.mean()), "exact_null": float(blind.exact.mean())}  # fmt: skip
         ratio = Ratio(list(values), [1.0] * len(values), self.images)
         return line("vc", ratio, other=theirs, **self.how, **more)
 
