@@ -219,6 +219,7 @@ def test_a_model_s_figures_are_what_its_losses_say(tool, llava, tmp_path):
     told = tool("lit-tune", tmp_path / "rows.jsonl", "--model", llava, "--out", tmp_path / "out", "--mode", "vit",
                 "--max-steps", "1", "--batch-size", "4")  # fmt: skip
     step = next(row for row in told.rows if row["event"] == "step")
+    assert vc["null"] == "noise"
     assert nll["value"] == pytest.approx(step["loss_response"], abs=1e-5)
     assert (gap["value"], gap["nll"], gap["n_train"]) == (0.0, pytest.approx(nll["value"]), 4)
     assert gap["ci"][0] < 0 < gap["ci"][1]

@@ -54,9 +54,10 @@ def agrees(kind: str, count: int) -> int:
     return wrong
 
 
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MARKED)
-def test_answers_and_their_ends_are_the_assistant_mask_that_transformers_makes(kind):
-    assert agrees(kind, 300) == 0
+def test_answers_and_their_ends_are_the_assistant_mask_that_transformers_makes(kind, count):
+    assert agrees(kind, count) == 0
 
 
 @pytest.mark.parametrize("kind", MARKED)

@@ -116,7 +116,7 @@ class _Figures:
 
     def __init__(self, options: Options, call: Invocation, test: Rows, seen: Scored) -> None:
         self.how: dict[str, Any] = {"draws": options.bootstrap, "seed": options.seed}
-        self.seen, self.name = seen, str(options.compare)
+        self.seen, self.null, self.name = seen, options.null, str(options.compare)
         self.other = None if options.compare is None else _stored(self.name, call)
         self.ids = [row.sample.id for row in test.rows]
         self.images = [_image(row.sample) for row in test.rows]
@@ -138,8 +138,8 @@ class _Figures:
             if any(row.vc is None for row in rows):
                 raise BadData("it has no vc to compare with", "judge that model with --metric vc", file=self.name)
             theirs = Ratio([float(row.vc or 0.0) for row in rows], [1.0] * len(rows), self.images)
-        more = {"per_token": float(values.sum() / self.seen.tokens.sum()), "exact": float(self.seen.exact.mean()),
-                "exact_null": float(blind.exact.mean())}  # fmt: skip
+        more = {"null": self.null, "per_token": float(values.sum() / self.seen.tokens.sum()),
+                "exact": float(self.seen.exact.mean()), "exact_null": float(blind.exact.mean())}  # fmt: skip
         ratio = Ratio(list(values), [1.0] * len(values), self.images)
         return line("vc", ratio, other=theirs, **self.how, **more)
 
