@@ -192,3 +192,12 @@ def test_adapters_from_plain_and_reasoned_pairs_are_judged_and_read(sh, wide, tm
     probes = rows(out / "probes.jsonl")
     assert [row["state"] for row in probes] == ["before", "vanilla", "coca"]
     assert all(set(row["linear"]) == {"none", "leace"} and 0 <= row["linear"]["none"] <= 1 for row in probes)
+
+
+def test_every_script_has_a_make_target_and_a_row_in_the_docs():
+    names = {path.stem for path in RECIPES.glob("*.sh")}
+    assert len(names) == 7
+    makefile, page = (ROOT / "Makefile").read_text(), (ROOT / "docs/pipelines.md").read_text()
+    for name in names:
+        assert f"\tbash recipes/pipelines/{name}.sh" in makefile.replace("$(RUN) bash", "bash")
+        assert f"| `pipe-{name}` |" in page
