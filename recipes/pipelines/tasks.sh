@@ -4,8 +4,9 @@
 # Judged beside the same without fusing.
 #   recipes/pipelines/tasks.sh [OUT]        or: make pipe-tasks
 # DATA, TEST (manifests or folders; default: scikit-learn's digits), TASKS (classes of each task), MODEL (a backbone), SIZE
-# (of images), RATE (of noise), MEMORY (images a class), EPOCHS, K (the old model's weight), and LAUNCH (-j 2, or
-# --accelerate FILE; for training) may be set. What is there already is not made again.
+# (of images), RATE (of noise), MEMORY (images a class), EPOCHS, K (the old model's weight), DEEP (groups in which
+# the least similar channels meet, as LwI has it: 1), and LAUNCH (-j 2, or --accelerate FILE; for training) may be set.
+# What is there already is not made again.
 set -euo pipefail
 out=${1:-demo/tasks}
 data=${DATA:-digits#train} test=${TEST:-digits#test}
@@ -35,7 +36,7 @@ for task in "${!tasks[@]}"; do
         old=$out/fused.$((task - 1))
         train "new.$task" --model "$old"
         train "plain.$task" --model "${plain##*,}"
-        lwi-fuse "$old" "$out/new.$task" --k "${K:-auto}" --deep 1 --resume --quiet -o "$out/fused.$task" \
+        lwi-fuse "$old" "$out/new.$task" --k "${K:-auto}" --deep "${DEEP:-0}" --resume --quiet -o "$out/fused.$task" \
             > "$out/fused.$task.jsonl"
         fused+=,$out/fused.$task plain+=,$out/plain.$task
     fi

@@ -46,7 +46,7 @@ def test_two_wordings_are_judged_and_drawn_from_the_same_paths(sh, wide, tmp_pat
     out = pipeline(sh, "wording", tmp_path, **settings)
     paths, scores = rows(out / "paths.jsonl"), rows(out / "scores.jsonl")
     assert len(paths) == 12 * 2 * 2
-    assert {row["variant"]: row["paths"] for row in scores if row["kind"] == "variant"} == {"cot": 24, "lot2": 24}
+    assert {row["variant"]: row["rows"] for row in scores if row["kind"] == "variant"} == {"cot": 24, "lot2": 24}
     assert [row["variant"] for row in scores if row["kind"] == "comparison"] == ["lot2"]
     drawn = rows(out / "metrics.jsonl")
     assert drawn[-1]["paths"] == len(paths)
@@ -188,7 +188,16 @@ def test_adapters_from_plain_and_reasoned_pairs_are_judged_and_read(sh, wide, tm
         sh, "safety", tmp_path, MODEL=str(wide), ROWS="6", EPOCHS="1", ENHANCED=str(tmp_path / "enhanced.jsonl"),
         TOOLBOX_MAX_LENGTH="4096", TOOLBOX_MAX_NEW_TOKENS="4", TOOLBOX_SPLIT_SEEDS="1",
     )  # fmt: skip
-    assert {row["run"] for row in rows(out / "verdicts.jsonl")} == {"base", "vanilla", "coca"}
+    assert {row["run"] for row in rows(out / "verdicts.jsonl")} == {"vanilla", "coca"}
     probes = rows(out / "probes.jsonl")
     assert [row["state"] for row in probes] == ["before", "vanilla", "coca"]
     assert all(set(row["linear"]) == {"none", "leace"} and 0 <= row["linear"]["none"] <= 1 for row in probes)
+
+
+def test_every_script_has_a_make_target_and_a_row_in_the_docs():
+    names = {path.stem for path in RECIPES.glob("*.sh")}
+    assert len(names) == 7
+    makefile, page = (ROOT / "Makefile").read_text(), (ROOT / "docs/pipelines.md").read_text()
+    for name in names:
+        assert f"\tbash recipes/pipelines/{name}.sh" in makefile.replace("$(RUN) bash", "bash")
+        assert f"| `pipe-{name}` |" in page
