@@ -164,6 +164,10 @@ def _write(folder: Path, record: Record) -> None:
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
+Ended = tuple[int, resource.struct_rusage]
+"""Exit code, and what a process used with all descendants that it waited for."""
+
+
 @dataclass(frozen=True)
 class Used:
     """What a step took, with all its descendants. ``peak_mb`` is that of the largest process."""
@@ -190,7 +194,7 @@ def _execute(step: Step, root: Path, folder: Path, watch: Watch | None) -> tuple
             ended = _wait(process.pid, step.limit, tick)
             if ended is None:
                 ended = _end(process.pid)
-                err.write(f"stopped: not done after {step.limit:.0f} s\n".encode())
+                err.write(f"stopped: not done after {step.limit:g} s\n".encode())
                 ended = 124, ended[1]
         except BaseException:
             _end(process.pid)
@@ -201,28 +205,54 @@ def _execute(step: Step, root: Path, folder: Path, watch: Watch | None) -> tuple
     return code, Used(time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024)
 
 
-def _wait(pid: int, limit: float, tick: Callable[[], None]) -> tuple[int, resource.struct_rusage] | None:
-    """Its exit code and what it used with all descendants; None when the limit (seconds) is over."""
+def _wait(pid: int, limit: float, tick: Callable[[], None]) -> Ended | None:
+    """How it ended; None when the limit (seconds) is over."""
     until = time.monotonic() + limit
     while time.monotonic() < until:
-        reaped, status, usage = os.wait4(pid, os.WNOHANG)
-        if reaped:
-            code = os.waitstatus_to_exitcode(status)
-            return (code if code >= 0 else 128 - code), usage
+        ended = _reaped(pid)
+        if ended is not None:
+            return ended
         tick()
         time.sleep(_POLL)
     return None
 
 
-def _end(pid: int) -> tuple[int, resource.struct_rusage]:
-    """Ask the whole session of a process to end, and then make it."""
-    for signum, grace in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
+def _reaped(pid: int) -> Ended | None:
+    """How a child ended, once; None while it runs."""
+    reaped, status, usage = os.wait4(pid, os.WNOHANG)
+    if not reaped:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return (code if code >= 0 else 128 - code), usage
+
+
+def _end(pid: int) -> Ended:
+    """Ask the whole session of a process to end, and then make it; returns when all of it is gone.
+
+    The script itself dies at once, while its commands may take seconds to put away what they have half written: a new
+    run in the same folder must not begin before.
+    """
+    ended: Ended | None = None
+    for signum in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signum)
-        ended = _wait(pid, grace, lambda: None)
-        if ended is not None:
-            return ended
-    raise TryAgain(f"process {pid} does not end", "look at it with ps")
+        until = time.monotonic() + _GRACE
+        while time.monotonic() < until:
+            ended = ended or _reaped(pid)
+            if ended is not None and not _lives(pid):
+                return ended
+            time.sleep(_POLL)
+    raise TryAgain(f"the processes of session {pid} do not end", "look at them with ps")
+
+
+def _lives(group: int) -> bool:
+    """Whether a process group has a member that is no zombie (some containers leave those about)."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, member = status.read_text().rpartition(")")[2].split()[:3]
+            if int(member) == group and state != "Z":
+                return True
+    return False
 
 
 def _last_line(path: Path) -> str:

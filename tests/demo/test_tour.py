@@ -161,11 +161,13 @@ def test_a_step_that_was_interrupted_begins_anew_and_a_strangers_folder_is_left_
 
 
 def test_a_step_that_hangs_is_ended_with_all_its_processes(tmp_path):
-    hangs = step("hangs", 'sleep 1000 & echo $! > "$out/pid"; wait\n', limit=0.5)
-    (one,) = run_steps([hangs], tmp_path)
-    assert one.why == "stopped: not done after 0 s"
-    pid = int((tmp_path / "hangs/pid").read_text())
-    status = Path(f"/proc/{pid}/status")
+    """One that ends at once, and one that needs its time to put things away."""
+    tidy = "trap 'sleep .4; echo tidy; exit' TERM; while :; do sleep .05; done"
+    run = f'sleep 1000 & echo $! > "$out/pid"; bash -c "{tidy}" > "$out/tidy"\n'
+    (one,) = run_steps([step("hangs", run, limit=1)], tmp_path)
+    assert one.why == "stopped: not done after 1 s"
+    assert (tmp_path / "hangs/tidy").read_text() == "tidy\n"
+    status = Path(f"/proc/{(tmp_path / 'hangs/pid').read_text().strip()}/status")
     assert not status.exists() or "State:\tZ" in status.read_text()
     record = read_record(tmp_path / "hangs")
     assert isinstance(record, Record)
