@@ -158,7 +158,7 @@ class Client:
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.server", self.path], cwd=ROOT, stdin=subprocess.DEVNULL, env=environment()
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not os.path.exists(self.path):
             if self.server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the fork server did not start")
