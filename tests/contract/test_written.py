@@ -54,6 +54,7 @@ def typed(block: str) -> str:
 def calls(script: str) -> Iterator[list[str]]:
     """The words of each call of one of our commands in a shell script, redirections left out."""
     script = re.sub(r" 2>(?:&1| ?[^ \n;|]+)", "", script)
+    script = re.sub(r"\$\(command -v ([\w-]+)\)", r"\1", script)  # as a launcher is told where a command is
     for line in re.sub(r"\\\n|(?<=\|)\n", " ", script).splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
         lexer.whitespace_split = True
@@ -166,7 +167,7 @@ def test_every_target_and_recipe_that_a_page_names_exists(page):
         assert (ROOT / path).exists() or path in MADE, f"{path}: no such file"
 
 
-MADE = {"bench/results.jsonl", "bench/.venv-forgetium", "bench/.venv-lm-eval"}
+MADE = {"bench/results.jsonl", "bench/.venv-cleanlab", "bench/.venv-forgetium", "bench/.venv-lm-eval"}
 """Files that the project makes and does not hold."""
 
 

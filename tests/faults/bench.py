@@ -18,6 +18,7 @@ RESUMING = {
     "coca-refactor": lambda folder: ["--log", str(folder / "log.jsonl")],
     "landscape-plot": lambda folder: [],
     "legit-loop": lambda folder: ["--state", str(folder / "state")],
+    "lit-generate": lambda folder: ["--log", str(folder / "log.jsonl")],
     "lm-generate": lambda folder: ["--log", str(folder / "log.jsonl")],
     "lwi-fuse": lambda folder: [],
 }

@@ -52,6 +52,7 @@ ASKING: dict[str, tuple[list[dict], Callable[[Path], list[str]], str]] = {
     "coca-refactor": (CASES["coca-refactor"].good, _refactor, ANNOTATED),
     "legit-loop": (CASES["legit-loop"].good, _loop, "<Answer>smoke, asia, tub</Answer>"),
     "legit-target": (CASES["legit-target"].good, _target, "<Answer>smoke, asia, tub</Answer>"),
+    "lit-generate": (CASES["lit-generate"].good, lambda folder: ["--backend", "openai", "--model", "m"], "A dog."),
     "lm-generate": (CASES["lm-generate"].good, lambda folder: ["--backend", "openai", "--model", "m"], "Well."),
 }  # fmt: skip
 """Of each command that asks a server: rows, arguments, and what a good server says."""

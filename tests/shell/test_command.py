@@ -414,7 +414,8 @@ def test_a_variable_that_is_wrong_is_named(probe):
 
 
 @pytest.mark.parametrize("flag", ["--help", "--schema", "--print-recipe"])
-def test_what_is_printed_for_people_and_pipes_fails_as_data_does(probe, flag):
+def test_what_is_printed_for_people_and_pipes_fails_as_data_does(probe, flag, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     assert probe(flag).returncode == 0
     assert probe(flag, shell=">&-").returncode == 0
     with open("/dev/full", "wb") as full:

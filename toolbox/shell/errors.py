@@ -244,4 +244,16 @@ def top_level(command: str, debug: bool = False) -> Iterator[None]:
             )
         if not isinstance(known, AlreadyReported):
             say(command, known)
+        _leave_unwritten()
         sys.exit(known.exit_code)
+
+
+def _leave_unwritten() -> None:
+    """Send nowhere what stdout could not take: the interpreter would try it again at its end, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except (AttributeError, OSError, ValueError):  # none, full or gone, closed
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.close(null)
