@@ -330,7 +330,7 @@ def test_the_browser_would_notice(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_tour(tmp_path):
-    """Every method once, within the budget in CPU seconds (two cores: at most so much time), and the page of it."""
+    """Every method once, within the budget in CPU seconds (matrix products of one step use both cores), and the page of it."""
     out = tmp_path / "demo"
     env = {**environment(), "OMP_NUM_THREADS": "2", "TOOLBOX_THREADS": "2"}
     done = subprocess.run(
@@ -342,7 +342,7 @@ def test_the_whole_tour(tmp_path):
     records = [json.loads((out / one.name / "step.json").read_text()) for one in steps]
     assert all(one["status"] == "done" for one in records)
     assert max(one["cpu_seconds"] for one in records) < 150
-    assert sum(one["cpu_seconds"] for one in records) < 720
+    assert sum(one["cpu_seconds"] for one in records) < 840  # twelve minutes, in which two cores count for 1.2
     assert all(figure.label in (out / "index.html").read_text() for one in steps for figure in one.figures if "'" not in
                figure.label and "<" not in figure.label)  # fmt: skip
     look_at(out / "index.html", tmp_path, pictures=len(steps))
