@@ -330,7 +330,7 @@ def test_the_browser_would_notice(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_tour(tmp_path):
-    """Every method once, within the budget in CPU seconds (matrix products of one step use both cores), and the page of it."""
+    """Every method once, within the budget (in CPU seconds, which say more on a busy machine), and the page of it."""
     out = tmp_path / "demo"
     env = {**environment(), "OMP_NUM_THREADS": "2", "TOOLBOX_THREADS": "2"}
     done = subprocess.run(
