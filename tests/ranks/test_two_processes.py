@@ -194,9 +194,10 @@ def test_completions_and_their_log_are_those_of_one_process_killed_and_resumed_t
     while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [pid for pid in workers if _alive(pid)] == []
-    assert log.read_bytes().count(b"\n") == 12
+    kept = log.read_bytes().count(b"\n")
+    assert kept in (12, 14)  # the seventh row too, where its worker saw the input end before the launcher's death
     with log.open("ab") as torn:
-        torn.write(one_log.read_bytes().splitlines()[13][:50])
+        torn.write(one_log.read_bytes().splitlines()[kept + 1][:50])
 
     resumed = subprocess.run([*two, "--resume", prompts], env=environment(), capture_output=True)
     assert resumed.returncode == 0, resumed.stderr
