@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -294,20 +296,32 @@ def test_killed_and_resumed_is_the_uninterrupted_file(tool, tmp_path):
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
-def test_an_interrupt_keeps_what_was_answered_and_says_how_to_go_on(tool, tmp_path):
+@pytest.mark.parametrize("waits", ["for answers", "for its reader"])
+def test_an_interrupt_keeps_what_was_answered_and_says_how_to_go_on(tool, tmp_path, waits):
     log = tmp_path / "log"
     source = tmp_path / "in.jsonl"
     source.write_text(lines(ROWS))
-    with Loopback(lambda seen: Answer(teach(seen).body, delay=0.3)) as server, (tmp_path / "err").open("wb") as err:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Loopback(lambda seen: Answer(teach(seen).body, delay=0.3 + (seen.index > 1))))
+        err = stack.enter_context((tmp_path / "err").open("wb"))
+        null = stack.enter_context(open(os.devnull, "rb"))
+        read_end, out = os.pipe()
+        for end in (read_end, out):
+            stack.callback(os.close, end)
+        room = fcntl.fcntl(out, fcntl.F_GETPIPE_SZ)
+        os.write(out, bytes(room if waits == "for its reader" else 1))
         words = ["--backend", "openai", "--base-url", server.url, "-m", "t", "--concurrency", "2", "--log", log, source]
-        with open(os.devnull, "rb") as null:
-            running = tool.start("coca-refactor", *words, fds=(null.fileno(), err.fileno(), err.fileno()))
-        while len(log.read_bytes().splitlines() if log.exists() else b"") < 1:
+        running = tool.start("coca-refactor", *words, fds=(null.fileno(), out, err.fileno()))
+        while len(log.read_bytes().splitlines() if log.exists() else b"") < 2 or len(server.seen) < 4:
             time.sleep(0.01)
+        time.sleep(0.2)  # until the row is being written
         os.kill(running.pid, signal.SIGINT)
+        os.read(read_end, room)
         assert running.wait() == 130
-        assert len(log.read_text().splitlines()) == len(server.seen)  # those under way came in
-    assert "--resume" in (tmp_path / "err").read_text()
+        assert len(log.read_text().splitlines()) == len(server.seen) == 4  # those under way came in
+    said = (tmp_path / "err").read_text()
+    assert "has 4 answers" in said
+    assert "--resume" in said
 
 
 def test_a_batch_written_and_read_back(tool, tmp_path):

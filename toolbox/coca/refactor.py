@@ -91,6 +91,7 @@ def _write(
                 bar.advance()
                 out.flush()
         except KeyboardInterrupt:
+            done.close()  # type: ignore[attr-defined]  # answers under way may still come
             kept = "nothing was kept: --log keeps answers" if log is None else f"{log.path} has {log.held + log.added}"
             more = "" if log is None else " answers; the same command with --resume goes on"
             call.reporter.warn(f"interrupted; {kept}{more}")

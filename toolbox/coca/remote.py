@@ -74,7 +74,7 @@ class EndpointTeacher:
                     if not self.under_way and (self.stopped or (self.ended and not self.rows)):
                         break
                     self.events.get()()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, GeneratorExit):  # the latter when whoever writes the rows is interrupted
                 self._drain()
                 raise
             yield from [item for item in self.rows if item.done]
@@ -127,11 +127,11 @@ class EndpointTeacher:
     def _submit(self, item: Item, ask: Ask, request: TextRequest, key: str | None) -> None:
         then = None if self.log is None or key is None else partial(self.log.add, key, request)
         sent = TextRequest(request.id, request.variant, request.sample, [dict(turn) for turn in ask.turns])
-        future = self.endpoint.submit(sent, self.sampling.decoding(ask), then)
         waiting = [item]
+        self.under_way += 1  # before it is: an interrupt between the two must not forget it
+        future = self.endpoint.submit(sent, self.sampling.decoding(ask), then)
         if key is not None:
             self.flying[key] = waiting
-        self.under_way += 1
         future.add_done_callback(lambda done: self.events.put(partial(self._landed, key, waiting, done)))
 
     def _landed(self, key: str | None, waiting: list[Item], future: Future[Completion]) -> None:
@@ -166,6 +166,8 @@ class EndpointTeacher:
     def _drain(self) -> None:
         """After an interrupt: what is under way may come in, and into the log, for a few seconds."""
         self._stop(at_once=False)
+        if self.log is None:
+            return
         until = time.monotonic() + PATIENCE
         while self.under_way and (left := until - time.monotonic()) > 0:
             try:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from toolbox.classify.rows import IMAGE_SHAPES as IMAGES
+from toolbox.training.events import ResumeEvent
 
 
 class Noise(msgspec.Struct):
@@ -70,12 +71,6 @@ class Start(msgspec.Struct, tag="start", tag_field="event"):
     steps: int
     warmup_epochs: int
     processes: int
-
-
-class Resume(msgspec.Struct, tag="resume", tag_field="event"):
-    """The run goes on behind this step."""
-
-    step: int
 
 
 class Step(msgspec.Struct, tag="step", tag_field="event"):
@@ -242,7 +237,7 @@ class Judged(msgspec.Struct, tag="done", tag_field="event"):
 
 JUDGED: tuple[type[msgspec.Struct], ...] = (PredictedRow, JudgePlan, Judged)
 
-TRAINED: tuple[type[msgspec.Struct], ...] = (TrainPlan, Start, Resume, Step, Epoch, Tripped, Warned, Done)
+TRAINED: tuple[type[msgspec.Struct], ...] = (TrainPlan, Start, ResumeEvent, Step, Epoch, Tripped, Warned, Done)
 
 NOISED: tuple[type[msgspec.Struct], ...] = (NoisyRow, NoisePlan)
 

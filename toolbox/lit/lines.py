@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from toolbox.shell.records import Identifier, SharedTurn, Text
+from toolbox.training.events import ResumeEvent
 
 
 class ImageLink(msgspec.Struct):
@@ -169,12 +170,6 @@ class TuneEval(msgspec.Struct, tag="eval", tag_field="event"):
     seconds: float
 
 
-class Resumed(msgspec.Struct, tag="resume", tag_field="event"):
-    """The run goes on behind this step."""
-
-    step: int
-
-
 class TuneDone(msgspec.Struct, tag="done", tag_field="event"):
     """Last event."""
 
@@ -189,7 +184,7 @@ class TuneDone(msgspec.Struct, tag="done", tag_field="event"):
     seconds: float
 
 
-EVENTS: tuple[type[msgspec.Struct], ...] = (Plan, TuneStart, TuneStep, TuneEval, Resumed, TuneDone)
+EVENTS: tuple[type[msgspec.Struct], ...] = (Plan, TuneStart, TuneStep, TuneEval, ResumeEvent, TuneDone)
 
 
 class Inspected(msgspec.Struct, kw_only=True):

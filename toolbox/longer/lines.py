@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from toolbox.training.events import ResumeEvent
+
 Name = str | int
 
 
@@ -155,12 +157,6 @@ class TrainEval(msgspec.Struct, tag="eval", tag_field="event"):
     seconds: float
 
 
-class TrainResume(msgspec.Struct, tag="resume", tag_field="event"):
-    """The run goes on behind this step."""
-
-    step: int
-
-
 class TrainDone(msgspec.Struct, tag="done", tag_field="event"):
     """Last event: both splits, what the model is made of, what a label costs (training, FLOPs), peak memory."""
 
@@ -178,7 +174,7 @@ class TrainDone(msgspec.Struct, tag="done", tag_field="event"):
 
 
 TRAINED: tuple[type[msgspec.Struct], ...] = (
-    TrainPlan, TrainStart, TrainResume, TrainStep, TrainEval, TrainDone,
+    TrainPlan, TrainStart, ResumeEvent, TrainStep, TrainEval, TrainDone,
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from toolbox.training.events import ResumeEvent
+
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -36,12 +38,6 @@ class StartEvent(msgspec.Struct, tag="start", tag_field="event"):
     parameters: int
     steps: int
     processes: int
-
-
-class ResumeEvent(msgspec.Struct, tag="resume", tag_field="event"):
-    """The run goes on behind this step."""
-
-    step: int
 
 
 class StepEvent(msgspec.Struct, tag="step", tag_field="event"):
