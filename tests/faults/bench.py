@@ -75,10 +75,14 @@ class Started:
 
     def alive(self) -> bool:
         """Whether it runs still: a zombie does not."""
+        return self.state() != "Z"
+
+    def state(self) -> str:
+        """Its state in the kernel's letters: R, S, D, T (stopped), Z (ended)."""
         try:
-            return Path(f"/proc/{self.running.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+            return Path(f"/proc/{self.running.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
-            return False
+            return "Z"
 
     def send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -232,13 +232,22 @@ def _held(bench: Bench, case: Case, number: int) -> Started | None:
     """A run that is stopped between its claim and its end; None where it was over before that."""
     folder = bench.folder(f"held{number}")
     first = bench.start(case, bench.words(case, folder), folder)
-    begun = first.until(lambda: any(folder.glob("out*.part*")))
+    begun = first.until(lambda: _claimed(folder))
     first.send(signal.SIGSTOP)
-    if begun and not (folder / "out").exists():
+    if begun and first.until(lambda: first.state() == "T") and _claimed(folder):
         return first
     first.send(signal.SIGCONT)
     assert first.wait() == 0, first.err
     return None
+
+
+def _claimed(folder: Path) -> bool:
+    """Whether a run holds the lock of the output it is making (asked of the kernel: taking it would get in its way)."""
+    try:
+        inode = (folder / "out.partial/.lock").stat().st_ino
+    except OSError:
+        return False
+    return f":{inode} " in Path("/proc/locks").read_text()
 
 
 # -- disks -----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,10 @@ def find_spec(model: Checkpoint, options: Options) -> tuple[Spec, Plan]:
     else:
         for spec in builtin_specs():
             if spec.fits(model.config):
-                return spec, expand(spec, shapes, model.config)
+                try:
+                    return spec, expand(spec, shapes, model.config)
+                except BadData as problem:
+                    raise BadData(problem.reason, problem.advice, file=model.name) from None
     what = ", ".join(map(str, model.config.get("architectures") or [])) or "bare weights of another layout"
     keys = ", ".join(map(repr, model.names()[:5]))
     raise BadData(

@@ -44,7 +44,7 @@ def check_space(where: Path, needed: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed:
-        problem = f"{where}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        problem = f"{where}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
         raise IoFailure(f"{problem} ({errno.errorcode[errno.ENOSPC]})", "free some space, or choose another --out")
 
 
