@@ -12,13 +12,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script put us into its background
 
 import pytest
 
 from tests.server import Client, environment, real_sh
 from tests.shim import write_shims
 from tests.tiny import tiny_model_dir
+
+# Ignored where a shell script put us into its background, and then by all that is started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
