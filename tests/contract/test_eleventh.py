@@ -52,7 +52,13 @@ def test_a_method_added_by_the_steps_of_the_page_passes_the_contract_suite(tree)
 
     python = sys.executable
     ran(python, "-m", "toolbox.shell.pages", "options", "docs/OPTIONS.md")
-    suites = ("contract", "pipelines/test_docs.py", "parity/test_distinct.py", "shell/test_pages.py")
+    suites = (
+        "contract",
+        "faults/test_table.py",
+        "pipelines/test_docs.py",
+        "parity/test_distinct.py",
+        "shell/test_pages.py",
+    )
     chosen = "distinct or test_bin_console_scripts or test_pages"
     places = [f"tests/{one}" for one in suites]
     said = ran(python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", "-k", chosen, *places)
