@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.killed import killed_and_resumed, told
 from tests.server import ROOT, environment
 from toolbox.dull.data import split_holdout
 from toolbox.dull.options import Options, check, shot_bounds
@@ -95,29 +93,9 @@ def test_clean_labels_change_no_weight_and_no_doubt(tool, noisy, tmp_path):
 
 def test_killed_and_resumed_equals_uninterrupted_bitwise(tool, noisy, tmp_path):
     words = ["dull-train", noisy, *SHORT, "--limit", "130", "--gate", "open", "--save-every", "1"]
-    assert tool(*words, "--out", tmp_path / "whole").code == 0
-    out = tmp_path / "out"
-    with (tmp_path / "log").open("wb") as sink, open(os.devnull, "rb") as nothing:
-        running = tool.start(*words, "--out", out, fds=(nothing.fileno(), sink.fileno(), sink.fileno()))
-        deadline = time.monotonic() + 60
-        while not any(out.with_name("out.partial").glob("step-00000[6-9]")) and not out.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-    assert not out.exists()
-    resumed = tool(*words, "--out", out, "--resume")
-    assert resumed.code == 0, resumed.err
-    assert resumed.rows[0]["event"] == "resume"
-    assert 0 < resumed.rows[0]["step"] < resumed.rows[-1]["steps"]
-    for name in ("model.safetensors", "dull_state.safetensors", "samples.jsonl", "config.json"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    logs = [
-        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "model", "settings")}
-         for line in (folder / "events.jsonl").open()]
-        for folder in (out, tmp_path / "whole")
-    ]  # fmt: skip
-    assert logs[0] == logs[1]
+    same = ("model.safetensors", "dull_state.safetensors", "samples.jsonl", "config.json")
+    killed_and_resumed(tool, words, tmp_path, states="step-00000[6-9]", same=same)
+    assert told(tmp_path / "out") == told(tmp_path / "whole")
 
 
 @pytest.mark.slow

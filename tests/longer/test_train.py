@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.killed import killed_and_resumed, told
 from tests.longer.logs import TINY, events, prepared, shared_folder
 from tests.server import ROOT, environment
 from toolbox.longer.data import Dataset, RequestPlan, Shape
@@ -83,28 +81,8 @@ def test_pieces_micro_batches_and_recomputing_do_not_show(tool, tmp_path):
 def test_killed_and_resumed_equals_uninterrupted_bitwise(tool, tmp_path):
     words = ["longer-train", DATA, *SIZES, "--epochs", "12", "--batch-requests", "16", "--save-every", "1",
              "--eval-every", "3", "--early-stop", "auc", "--patience", "30", "--dropout", ".1"]  # fmt: skip
-    assert tool(*words, "--out", tmp_path / "whole").code == 0
-    out = tmp_path / "out"
-    with (tmp_path / "log").open("wb") as sink, open(os.devnull, "rb") as nothing:
-        running = tool.start(*words, "--out", out, fds=(nothing.fileno(), sink.fileno(), sink.fileno()))
-        deadline = time.monotonic() + 60
-        while not any(out.with_name("out.partial").glob("step-00000[4-9]")) and not out.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-    assert not out.exists()
-    resumed = tool(*words, "--out", out, "--resume")
-    assert resumed.code == 0, resumed.err
-    assert resumed.rows[0]["event"] == "resume"
-    for name in ("model.safetensors", "config.json"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    timings = {"seconds", "labels_per_s", "tokens_per_s", "peak_mem_mb", "model", "settings"}
-    logs = [
-        [{k: v for k, v in json.loads(line).items() if k not in timings} for line in (d / "events.jsonl").open()]
-        for d in (out, tmp_path / "whole")
-    ]
-    assert logs[0] == logs[1]
+    killed_and_resumed(tool, words, tmp_path, states="step-00000[4-9]", same=("model.safetensors", "config.json"))
+    assert told(tmp_path / "out") == told(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.contract.commands import lines
+from tests.killed import killed_and_resumed
 from tests.lwi.pictures import CLASSES, picture_rows
 
 ROWS = picture_rows(24)
@@ -63,22 +61,7 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(tool, tmp_path):
     rows.write_bytes(lines(ROWS))
     words = ["lwi-train", rows, "--init", tmp_path / "m0", *SMALL, "--tasks", "2", "--epochs", "8", "--save-every", "1",
              "--schedule", "patience", "--val", rows]  # fmt: skip
-    assert tool(*words, "-o", tmp_path / "whole").code == 0
-    out = tmp_path / "out"
-    with (tmp_path / "log").open("wb") as sink, open(os.devnull, "rb") as nothing:
-        running = tool.start(*words, "-o", out, fds=(nothing.fileno(), sink.fileno(), sink.fileno()))
-        deadline = time.monotonic() + 60
-        while not any(out.with_name("out.partial").glob("step-00000[4-9]")) and not out.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-    assert not out.exists()
-    resumed = tool(*words, "-o", out, "--resume")
-    assert resumed.code == 0, resumed.err
-    assert resumed.rows[0]["event"] == "resume"
-    for name in ("model.safetensors", "config.json"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    killed_and_resumed(tool, words, tmp_path, states="step-00000[4-9]", same=("model.safetensors", "config.json"))
 
 
 @pytest.mark.slow
