@@ -44,6 +44,7 @@ class Job:
 
     def start(self, folder: Path) -> Started:
         """The run in ``folder``, to be continued there where it can be."""
+        self.make_way(folder)
         return self.bench.start(self.case, self.words(folder), folder)
 
     def again(self, folder: Path, *, resume: bool = True) -> Result:
@@ -52,6 +53,11 @@ class Job:
         assert done.code == 0, done.err
         return done
 
+    def make_way(self, folder: Path) -> None:
+        """Take away an output that had come to its end before the kill where, without --resume, a second is refused."""
+        if not resumes(self.case) and (folder / "out").is_dir():
+            shutil.rmtree(folder / "out")
+
     def nothing_half_done(self, folder: Path) -> None:
         """The output stands whole or not at all."""
         if (folder / "out").exists():
@@ -59,8 +65,7 @@ class Job:
 
     def ends_the_same(self, folder: Path) -> None:
         """Begun once more, and continued where it can be, it ends with the bytes of the whole run."""
-        if not resumes(self.case) and (folder / "out").is_dir():
-            shutil.rmtree(folder / "out")  # it had come to its end; without --resume a second run is refused
+        self.make_way(folder)
         done = self.again(folder)
         assert artefacts(self.case, folder) == self.expected
         if makes_directory(self.case):  # of a run that was done already only the last line is told again
