@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from tests.server import Client, Result
+from tests.server import Client
 
 TIMES = frozenset({"seconds", "labels_per_s", "tokens_per_s", "peak_mem_mb", "model", "settings"})
 """Fields of events that differ between equal runs."""
@@ -17,7 +17,7 @@ TIMES = frozenset({"seconds", "labels_per_s", "tokens_per_s", "peak_mem_mb", "mo
 
 def killed_and_resumed(
     tool: Client, words: Sequence[object], folder: Path, *, states: str, same: Collection[str]
-) -> Result:
+) -> None:
     """Train undisturbed to ``folder/whole``, and killed and resumed to ``folder/out``: the files ``same`` are equal.
 
     ``words``: the command and its options without ``--out``; ``states``: names of the states behind which it is killed.
@@ -39,7 +39,6 @@ def killed_and_resumed(
     assert 0 < resumed.rows[0]["step"] < resumed.rows[-1]["steps"]
     for name in same:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    return resumed
 
 
 def told(run: Path) -> list[dict]:

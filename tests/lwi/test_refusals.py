@@ -59,6 +59,8 @@ def test_models_that_do_not_fit_together(refuse, net, tmp_path):
         net, tmp_path / "untied", lambda v: v.update({"lm_head.weight": v["model.embed_tokens.weight"] + 1})
     )
     refuse(65, "ties its output to its embedding, the other does not", net, untied)
+    odd = changed(net, tmp_path / "odd", lambda values: values.update({"model.odd.weight": torch.ones(3)}))
+    refuse(65, f"{odd}: the spec llama leaves 1 of", odd, odd)
     bare = tmp_path / "bare.safetensors"
     save_file({"fc1.weight": torch.randn(3, 4), "fc2.weight": torch.randn(2, 3)}, bare)
     refuse(65, "a bare file beside a model directory", bare, net)

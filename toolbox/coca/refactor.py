@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from toolbox.coca.dialogues import Item
 from toolbox.coca.drivers import driver, open_log, start_workers
@@ -82,16 +82,21 @@ def _alone(item: Item, work: Rows) -> Item:
 
 
 def _write(
-    done: Iterator[Item], work: Rows, out: Output, options: Options, call: Invocation, log: ResponseLog | None
+    done: Generator[Item, None, None],
+    work: Rows,
+    out: Output,
+    options: Options,
+    call: Invocation,
+    log: ResponseLog | None,
 ) -> None:
-    with call.reporter.progress("row", None) as bar, contextlib.closing(done):  # type: ignore[type-var]
+    with call.reporter.progress("row", None) as bar, contextlib.closing(done):
         try:
             for item in done:
                 work.settle(item, out)
                 bar.advance()
                 out.flush()
         except KeyboardInterrupt:
-            done.close()  # type: ignore[attr-defined]  # answers under way may still come
+            done.close()  # answers under way may still come in
             kept = "nothing was kept: --log keeps answers" if log is None else f"{log.path} has {log.held + log.added}"
             more = "" if log is None else " answers; the same command with --resume goes on"
             call.reporter.warn(f"interrupted; {kept}{more}")
