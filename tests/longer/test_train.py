@@ -178,7 +178,7 @@ REFUSED = [
     (["--torchrec-kernel", "fused_uvm"], "needs --embedding torchrec"),
     (["--queries", "some"], "a number of merged tokens"),
     (["--queries", "0"], "a number of merged tokens"),
-    (["--globals", "cls,target"], "'target' is not known"),
+    (["--globals", "cls,target"], "--globals target: not known"),
     (["--globals", "none", "--readout", "target+cls"], "without CLS tokens"),
     (["--arch", "din", "--readout", "target+cls"], "has no CLS tokens"),
     (["--arch", "din", "--query-strategy", "uniform"], "is LONGER's"),

@@ -404,11 +404,11 @@ def test_a_bad_item_is_65_with_its_place_or_left_out_and_kept(tool, tmp_path, it
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--variant", "lot3"], "--variant lot3: no such variant"),
-        (["--variant", "LOT2"], "--variant LOT2: no such variant"),
+        (["--variant", "lot3"], "--variant lot3: not known"),
+        (["--variant", "LOT2"], "--variant LOT2: not known"),
         (["--variant", "cot,lot2,cot"], "cot is there twice"),
         (["--variant", "all,cot"], "cot is there twice"),
-        (["--variant", ","], "--variant names none"),
+        (["--variant", ","], "--variant names nothing"),
         (["--with", "rar"], "'rar' is not one of 'cot', 'none'"),
         (["--format", "word"], "'word' is not one of"),
         (["--layout", "{question} {x}"], "--layout has an unknown slot {x}"),

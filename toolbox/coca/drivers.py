@@ -75,14 +75,8 @@ def driver(options: Options, call: Invocation, log: ResponseLog | None, stack: c
 
 def _remote(options: Options, call: Invocation, log: ResponseLog | None, sampling: Sampling) -> Start:
     from toolbox.coca.remote import EndpointTeacher
-    from toolbox.models.endpoint import Service
-    from toolbox.models.endpoint_key import find_key
 
-    assert options.base_url is not None
-    service = Service(
-        options.base_url, options.model, find_key(options.api_key_env, options.base_url),
-        concurrency=options.concurrency, rpm=options.rpm, timeout=options.timeout, retries=options.retries,
-    )  # fmt: skip
+    service = options.service(options.model, call.reporter.warn)
     _describe(options, log, options.model, call, base_url=service.base_url.rstrip("/"))
     # wide: a row that waits a minute for another try must not hold up the requests of those behind it
     window = max(options.window, 16 * options.concurrency)

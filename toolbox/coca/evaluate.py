@@ -28,6 +28,7 @@ from toolbox.coca.grading import Grader, LlmGrader, StringGrader
 from toolbox.coca.judge import RUBRICS, STRING_JUDGES, Rubric
 from toolbox.coca.lines import Seen
 from toolbox.coca.record import Grammar
+from toolbox.models.backends import EndpointOptions
 from toolbox.models.generate import Completion, Decoding
 from toolbox.models.load import ModelSource, find_model
 from toolbox.shell.command import Invocation
@@ -41,7 +42,7 @@ PRIVATE = 0o600
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EndpointOptions):
     """coca-eval's options."""
 
     file: str = "-"
@@ -73,12 +74,6 @@ class Options:
     batch_size: int | str = "auto"
     window: int = 64
     threads: int | None = None
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 600.0
-    retries: int = 6
 
     @property
     def grammar(self) -> Grammar:

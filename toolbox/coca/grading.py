@@ -71,15 +71,11 @@ class LlmGrader:
 
     def _open(self) -> Any:
         if not hasattr(self, "_endpoint"):
-            from toolbox.models.endpoint import Endpoint, Service
-            from toolbox.models.endpoint_key import find_key
+            from toolbox.models.endpoint import Endpoint
 
             options = self._options
             if options.base_url is None:
                 raise UsageProblem("--judge llm needs an address", "as in --base-url http://localhost:8000/v1")
-            service = Service(
-                options.base_url, self._rubric.model, find_key(options.api_key_env, options.base_url),
-                concurrency=options.concurrency, rpm=options.rpm, timeout=options.timeout, retries=options.retries,
-            )  # fmt: skip
+            service = options.service(self._rubric.model, self._call.reporter.warn)
             self._endpoint = Endpoint(service, self._call.reporter.note).__enter__()
         return self._endpoint

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from toolbox.coca.ablate import parse_ablation
 from toolbox.coca.record import Grammar
 from toolbox.coca.words import SCRIPTS
+from toolbox.models.backends import THERE, EndpointOptions
 from toolbox.models.responses import check_log
 from toolbox.shell.errors import CannotCreate, UsageProblem
 from toolbox.shell.streams import process_rank
 
 _HERE = frozenset({"trust_remote_code", "dtype", "device", "batch_size", "threads", "num_processes", "accelerate"})
-_THERE = frozenset({"base_url", "api_key_env", "concurrency", "rpm", "timeout", "retries", "emit_requests"})
+_THERE = THERE | {"emit_requests"}
 _ASKING = frozenset({"temperature", "seed", "log", "resume"})
 _UNUSED = {
     "local": _THERE | {"replay", "responses"},
@@ -24,7 +25,7 @@ _UNUSED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EndpointOptions):
     """coca-refactor's options; ``given`` names those that were typed or set by a recipe."""
 
     file: str = "-"
@@ -75,12 +76,6 @@ class Options:
     batch_size: int | str = "auto"
     window: int = 64
     threads: int | None = None
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 600.0
-    retries: int = 6
     given: frozenset[str] = frozenset()
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from toolbox.models.choose import choice_chain, likeliest, mean_logprobs
+from toolbox.models.device import find_device
 from toolbox.models.generate import Completion, Decoding, FinishReason, LocalBackend, Request, StopRule, plan_batches
 from toolbox.models.load import ModelSource, load_model, load_tokenizer, prepare
 from toolbox.shell.errors import BadData
@@ -71,7 +72,7 @@ class Workers:
         from toolbox.training.processes import start_processes
 
         self.accelerator = start_processes()
-        place = self.accelerator.device if device == "auto" else _device(device)
+        place = self.accelerator.device if device == "auto" else find_device(device)
         if dtype == "auto":
             dtype = "bf16" if place.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         self.dtype = dtype
@@ -191,17 +192,3 @@ class Workers:
             _Result(place, one.options[likeliest(values)], "stop", len(one.ids), 0)
             for place, one, values in zip(batch, prompts, scores, strict=True)
         ]
-
-
-def _device(name: str) -> Any:
-    """A device that is there."""
-    import torch
-
-    from toolbox.shell.errors import Unavailable
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Unavailable(f"--device {name}: {error}", "auto takes a GPU where there is one, else the CPU") from None
-    return device

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox.dull.inputs import Inputs
-from toolbox.dull.options import Options
+from toolbox.dull.options import NOT_DECIDING, Options
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
 from toolbox.shell.files import RUN_FILE, OutputDirectory
-from toolbox.training.state import check_fingerprint, latest_state, read_state
+from toolbox.training.fingerprint import check_fingerprint, option_marks
+from toolbox.training.state import latest_state, read_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,7 @@ def make_brief(
 
     facts = gather_facts(inputs.train, options.clean_field)
     corpus = make_corpus(facts, inputs.train.pixels, options.holdout, options.seed)
-    marks = {f"--{name}": value for name, value in options.deciding().items()}
+    marks = option_marks(options, NOT_DECIDING)
     marks |= {"data": corpus.digest(), "--model": _weights(options, source), "command": call.command}
     marks[_PROCESSES] = int(os.environ.get("WORLD_SIZE", "1"))
     if out.finished:

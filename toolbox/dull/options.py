@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from toolbox.shell.errors import UsageProblem
 
@@ -73,14 +72,6 @@ class Options:
     plot: tuple[str, ...] = ()
     threads: int | None = None
     seed: int = 0
-
-    def deciding(self) -> dict[str, Any]:
-        """The options that decide the result, by the name of the command line."""
-        return {
-            item.name.strip("_").replace("_", "-"): getattr(self, item.name)
-            for item in fields(self)
-            if item.name not in NOT_DECIDING
-        }
 
     @property
     def warm(self) -> int:

@@ -13,7 +13,7 @@ from toolbox.classify.classifier import Pixels, find_classifier
 from toolbox.classify.shots import shot_groups
 from toolbox.dull.brief import Brief, make_brief, share_brief
 from toolbox.dull.inputs import Inputs, choose_pixels, decode_inputs, read_inputs, show_plan, tasks_behind
-from toolbox.dull.options import Options, check, shot_bounds
+from toolbox.dull.options import NOT_DECIDING, Options, check, shot_bounds
 from toolbox.models.load import ModelSource
 from toolbox.shell.command import Invocation
 from toolbox.shell.files import OutputDirectory
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from toolbox.dull.assemble import Training
     from toolbox.dull.data import Corpus
-    from toolbox.training.journal import Journal
+    from toolbox.training.fingerprint import deciding
+from toolbox.training.journal import Journal
 
 
 def run(options: Options, call: Invocation) -> None:
@@ -174,7 +175,8 @@ class _Run:
 
         options, objective, fingerprint = self.options, self.training.objective, self.brief.fingerprint
         inputs = {"data": fingerprint["data"]}
-        metadata = header(self.call.command, {**options.deciding(), "model": options.model}, options.seed, inputs)
+        settings = {**deciding(options, NOT_DECIDING), "model": options.model}
+        metadata = header(self.call.command, settings, options.seed, inputs)
         save_model(folder, self.training.average, self.corpus, self.pixels, metadata, options.method,
                    tasks_behind(self.source, self.corpus.labels))  # fmt: skip
         if objective.watches:

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from toolbox.models.load import ModelSource, find_model, prepare
 from toolbox.shell.command import Invocation
 from toolbox.shell.files import RUN_FILE, OutputDirectory, atomic_file, sha256_file
 from toolbox.shell.streams import JsonlWriter, process_rank
-from toolbox.training.state import check_fingerprint
+from toolbox.training.fingerprint import check_fingerprint, option_marks
 
 if TYPE_CHECKING:
     from toolbox.landscape.features import Features, Scoring
@@ -273,8 +272,7 @@ class _Run:
 
     def _fingerprint(self, marks: dict[str, Any]) -> dict[str, Any]:
         """``marks`` and whatever else decides a finished directory."""
-        drawing = {field.name for field in fields(self.options)} - _NOT_DECIDING - set(_SCORING)
-        return marks | {"--" + name.replace("_", "-"): getattr(self.options, name) for name in sorted(drawing)}
+        return marks | option_marks(self.options, _NOT_DECIDING | set(_SCORING))
 
     def _repeat(self, out: OutputDirectory, marks: dict[str, Any]) -> None:
         """``--resume`` of a run that is finished: say so and write its lines again."""

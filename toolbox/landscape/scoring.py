@@ -7,8 +7,6 @@ result. Rank 0 keeps the journal; after every round all ranks agree to go on.
 from __future__ import annotations
 
 import contextlib
-import signal
-import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -23,16 +21,14 @@ from toolbox.landscape.journal import Journal, Scored
 from toolbox.landscape.settings import Options, said_once
 from toolbox.models.chain_plan import Batch
 from toolbox.models.chains import Chain, ChainScores, NotFinite, Processes, score_chains
+from toolbox.models.device import find_device
 from toolbox.models.load import ModelSource, load_model, prepare
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import ToolboxError, TryAgain, Unavailable
+from toolbox.shell.errors import ToolboxError, TryAgain
+from toolbox.shell.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_SAME_WISH = 1.0
-"""Seconds in which a second signal counts as the first one's echo: Ctrl-C reaches a worker from the terminal and from
-its launcher."""
 
 
 class ScoreNotFinite(ToolboxError):
@@ -137,7 +133,7 @@ class _Rounds:
     work: _Work
     job: Job | None
     results: dict[int, Scored] = field(default_factory=dict)
-    interrupted: float = 0.0
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def run(self, source: ModelSource) -> dict[int, Scored] | None:
         device, dtype = resolve(self.options, self.accelerator)
@@ -157,7 +153,7 @@ class _Rounds:
                 reporter.note(note)
             bar = stack.enter_context(reporter.progress("path", len(self.work.chains)))
             bar.advance(len(self.work.done))
-            with self._signals():
+            with self.interrupts.heard():
                 self._go(scoring, frozenset(self.work.done), journal, bar)
         return self.results if self.job is not None else None
 
@@ -195,7 +191,7 @@ class _Rounds:
         problem = None
         try:
             for _ in range(count):
-                if self.interrupted:
+                if self.interrupts.asked:
                     break
                 for number, scores in next(batches).items():
                     found[number] = distil(self.work.chains[number], scores)
@@ -203,7 +199,7 @@ class _Rounds:
             problem = _Problem(ScoreNotFinite.exit_code, error.dtype, error.advice, error.chain, error.cut)
         except TryAgain as error:
             problem = _Problem(error.exit_code, error.what, error.advice)
-        return _Part(found, problem, self.interrupted > 0)
+        return _Part(found, problem, self.interrupts.asked)
 
     def _error(self, problem: _Problem) -> ToolboxError:
         if problem.chain is None:
@@ -214,23 +210,6 @@ class _Rounds:
         what = f"{place}: the model's log-probabilities in {problem.what} are not finite"
         return ScoreNotFinite(what, problem.advice)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM asks for a stop behind the batch at hand, a later one ends the process."""
-
-        def ask(signum: int, _: Any) -> None:
-            if self.interrupted and time.monotonic() - self.interrupted > _SAME_WISH:
-                signal.signal(signum, signal.SIG_DFL)
-                signal.raise_signal(signum)
-            self.interrupted = self.interrupted or time.monotonic()
-
-        before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
 
 def resolve(options: Options, accelerator: Accelerator) -> tuple[Any, str]:
     """The device and the number type: ``auto`` is the process's own device, and bf16 on a GPU that has it."""
@@ -238,13 +217,7 @@ def resolve(options: Options, accelerator: Accelerator) -> tuple[Any, str]:
 
     device = accelerator.device
     if options.device != "auto":
-        try:
-            device = torch.device(options.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise Unavailable(
-                f"--device {options.device}: {error}", "auto takes a GPU where there is one, else the CPU"
-            ) from None
+        device = find_device(options.device)
     if options.dtype != "auto":
         return device, options.dtype
     return device, "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from toolbox.landscape.wording import TEMPLATE, Wording
 from toolbox.shell.errors import AlreadyReported, BadData, CannotCreate, ToolboxError, UsageProblem
+from toolbox.shell.lists import comma_list
 
 if TYPE_CHECKING:
     from toolbox.landscape.data import Paths
@@ -88,34 +89,18 @@ class Options:
     @property
     def facets(self) -> tuple[str, ...]:
         """The fields of ``--by``."""
-        return listed("by", self.by, None)
+        return comma_list("by", self.by, ()) if self.by is not None else ()
 
     @property
     def formats(self) -> tuple[str, ...]:
         """The kinds of files of ``--draw``; none for ``none``."""
-        return () if self.draw == "none" else listed("draw", self.draw, FORMATS)
+        return () if self.draw == "none" else comma_list("draw", self.draw, FORMATS, besides="none")
 
 
 def unescaped(text: str) -> str:
     r"""``text`` with ``\n``, ``\t`` and ``\\`` as what they stand for: shells hand them on as they are typed."""
     pieces = text.split("\\\\")
     return "\\".join(piece.replace("\\n", "\n").replace("\\t", "\t") for piece in pieces)
-
-
-def listed(option: str, text: str | None, known: tuple[str, ...] | None) -> tuple[str, ...]:
-    """A comma list; UsageProblem for an empty one and for a name that is there twice or not known."""
-    if text is None:
-        return ()
-    names = tuple(name for part in text.split(",") if (name := part.strip()))
-    advice = f"any of {', '.join(known)}, or none" if known else "as in model,dataset"
-    if not names:
-        raise UsageProblem(f"--{option} names nothing", advice)
-    for name in names:
-        if known is not None and name not in known:
-            raise UsageProblem(f"--{option} {name}: not known", advice)
-        if names.count(name) > 1:
-            raise UsageProblem(f"--{option} {text}: {name} is there twice", "name each once")
-    return names
 
 
 @contextlib.contextmanager

@@ -19,11 +19,12 @@ from toolbox.legit.network import Network, read_network
 from toolbox.legit.pool import Pool, read_pool
 from toolbox.legit.records import DataRow
 from toolbox.legit.runs import Run, Setting
-from toolbox.legit.settings import Settings, listed, opened
+from toolbox.legit.settings import Settings, opened
 from toolbox.legit.sources import CommandSource, Lines, PoolSource, Simulator, Source
 from toolbox.legit.stages import SHORTEST
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.lists import names_in
 from toolbox.shell.records import RecordReader, parse_map, read_records, write_rejects
 from toolbox.shell.streams import JsonlWriter, process_rank
 
@@ -51,13 +52,13 @@ class Options(Settings):
     @property
     def names(self) -> tuple[str, ...]:
         """The strategies."""
-        return tuple(dict.fromkeys(listed(self.strategies)))
+        return tuple(dict.fromkeys(names_in(self.strategies)))
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """The seeds: so many from ``--seed`` on, or those listed."""
         try:
-            parts = [int(part) for part in listed(self.seeds)]
+            parts = [int(part) for part in names_in(self.seeds)]
         except ValueError:
             parts = []
         if not parts or min(parts) < 0 or ("," not in self.seeds and parts[0] == 0):
@@ -93,8 +94,8 @@ class World:
             source = Simulator(self.network, self.variables, options.n_obs, seed)
         observed = self.observed if self.observed is not None else source.observed()
         return Setting(
-            source, observed or [], self.variables, listed(options.allow), listed(options.forbid), options.bins or 0,
-            options.binning, self.truth, self.network,
+            source, observed or [], self.variables, names_in(options.allow), names_in(options.forbid),
+            options.bins or 0, options.binning, self.truth, self.network,
         )  # fmt: skip
 
 

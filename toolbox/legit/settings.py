@@ -13,9 +13,10 @@ from toolbox.legit.records import DataRow
 from toolbox.legit.scores import ScoreOptions
 from toolbox.legit.stages import Ask, StageOptions, read_plan
 from toolbox.models.ask import Asker, Asking
+from toolbox.models.backends import EndpointOptions
 from toolbox.models.generate import Decoding, TextRequest
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import Unavailable, UsageProblem
+from toolbox.shell.errors import UsageProblem
 from toolbox.shell.records import RecordReader, parse_map, write_rejects
 
 
@@ -56,7 +57,7 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Rows):
+class Settings(Rows, EndpointOptions):
     """The options of legit-target and legit-loop that decide a design; ``given_options`` were typed or in a recipe."""
 
     seed: int = 0
@@ -96,12 +97,6 @@ class Settings(Rows):
     backend: str = "none"
     log: str | None = None
     replay: str | None = None
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 600.0
-    retries: int = 6
     temperature: float = 1.0
     max_new_tokens: int = 1024
     system: str | None = None
@@ -182,17 +177,9 @@ def check_device(name: str) -> None:
     """Unavailable (69) for an accelerator that is not there; ``cpu`` costs nothing to check."""
     if name == "cpu":
         return
-    import torch
+    from toolbox.models.device import find_device
 
-    try:
-        torch.empty(0, device=torch.device(name))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Unavailable(f"--device {name}: {error}", "cpu is always there") from None
-
-
-def listed(text: str | None) -> tuple[str, ...]:
-    """A comma list."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    find_device(name, "cpu is always there")
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from typing import Any
 
 from toolbox.legit.data import Bins, Table, constant_columns
 from toolbox.legit.design import Design, DesignOptions, allowed_places, stored_variables
-from toolbox.legit.settings import Settings, listed, opened
+from toolbox.legit.settings import Settings, opened
 from toolbox.legit.stages import SHORTEST, Planner
 from toolbox.legit.state import STATE_FILE, StateDirectory
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
+from toolbox.shell.lists import names_in
 from toolbox.shell.streams import JsonlWriter, process_rank
 
 
@@ -46,7 +47,7 @@ def run(options: Options, call: Invocation) -> None:
         if stored is None:
             _tell(options, call)
         design = _design(options, table, stored, place)
-        allowed = allowed_places(design.variables, listed(options.allow), listed(options.forbid))
+        allowed = allowed_places(design.variables, names_in(options.allow), names_in(options.forbid))
         if call.dry_run:
             _dry_run(design, table, allowed, options, call)
             return

@@ -13,7 +13,7 @@ from typing import Any
 from toolbox.lit.build import DEFAULT, vlm_named
 from toolbox.lit.images import ImageStore
 from toolbox.lit.questions import Question, Questions, content_of
-from toolbox.models.backends import check_backend, service_of
+from toolbox.models.backends import EndpointOptions, check_backend
 from toolbox.models.generate import Completion, Decoding
 from toolbox.models.replay import Replay
 from toolbox.models.responses import ResponseLog
@@ -30,7 +30,7 @@ _ASKING = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EndpointOptions):
     """lit-generate's options; ``given`` names those that were typed or set by a recipe."""
 
     file: str = "-"
@@ -61,12 +61,6 @@ class Options:
     dtype: str = "auto"
     seed: int = 0
     threads: int | None = None
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 600.0
-    retries: int = 6
     given: frozenset[str] = frozenset()
 
     def decoding(self) -> Decoding:
@@ -194,7 +188,7 @@ def _remote(options: Options, call: Invocation, stack: contextlib.ExitStack) -> 
     answers: Callable[[Questions], Iterator[tuple[Question, Completion]]]
     lacking = None
     if options.backend == "openai":
-        service = service_of(options, call.reporter.warn)
+        service = options.service(options.model, call.reporter.warn)
         if not call.dry_run:
             answers = EndpointAnswers(options, call, service, _open_log(options, call, stack))
     else:

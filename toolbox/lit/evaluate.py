@@ -24,6 +24,7 @@ from toolbox.lit.vqa import vqa_accuracy
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, CannotCreate, UsageProblem
 from toolbox.shell.files import atomic_file
+from toolbox.shell.lists import comma_list
 from toolbox.shell.records import Record, RecordReader, parse_map, read_records, write_rejects
 from toolbox.shell.streams import JsonlWriter, Streams, display_name
 
@@ -61,16 +62,7 @@ class Options:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The figures asked for, each once."""
-        names = tuple(name.strip() for name in self.metric.split(",") if name.strip())
-        known = (*OF_PREDICTIONS, *OF_MODELS)
-        for name in names:
-            if name not in known:
-                raise UsageProblem(f"--metric {name}: not known", f"any of {', '.join(known)}")
-            if names.count(name) > 1:
-                raise UsageProblem(f"--metric {self.metric}: {name} is there twice", "name each once")
-        if not names:
-            raise UsageProblem("--metric names nothing", f"any of {', '.join(known)}")
-        return names
+        return comma_list("metric", self.metric, (*OF_PREDICTIONS, *OF_MODELS))
 
 
 def check(options: Options) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from toolbox.lit.build import DEFAULT
 from toolbox.lit.templates import split_names
 from toolbox.shell.errors import UsageProblem
+from toolbox.training.fingerprint import deciding, option_marks
 from toolbox.training.language import NOT_DECIDING
 
 PARTS = ("connector", "lm", "vision")
@@ -105,12 +106,11 @@ class Options:
 
     def deciding(self) -> dict[str, Any]:
         """Options that decide the result."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_DECIDING}
+        return deciding(self, _NOT_DECIDING)
 
     def marks(self) -> dict[str, Any]:
         """What a resumed run must share."""
-        return {f"--{name.replace('_', '-')}": value for name, value in self.deciding().items()
-                if name not in _FREE_ON_RESUME}  # fmt: skip
+        return option_marks(self, _NOT_DECIDING | _FREE_ON_RESUME)
 
 
 def check(options: Options, given: frozenset[str] = frozenset()) -> None:

@@ -24,8 +24,9 @@ from toolbox.shell.command import Invocation
 from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.fingerprint import check_fingerprint
 from toolbox.training.journal import Journal
-from toolbox.training.state import check_fingerprint, latest_state, read_state
+from toolbox.training.state import latest_state, read_state
 from toolbox.training.windows import Plan, Stream
 
 if TYPE_CHECKING:

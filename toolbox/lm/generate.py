@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolbox.lm.windows import Answered, Windows
-from toolbox.models.backends import check_backend, service_of
+from toolbox.models.backends import EndpointOptions, check_backend
 from toolbox.models.generate import Decoding, path_id
 from toolbox.models.load import find_model
 from toolbox.models.replay import Replay
@@ -43,7 +43,7 @@ _ASKING = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EndpointOptions):
     """lm-generate's options; ``given`` names those that were typed or set by a recipe."""
 
     file: str = "-"
@@ -73,12 +73,6 @@ class Options:
     batch_tokens: int | None = None
     window: int = 256
     threads: int | None = None
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 600.0
-    retries: int = 6
     given: frozenset[str] = frozenset()
 
     def decoding(self) -> Decoding:
@@ -154,7 +148,7 @@ def _local(options: Options, call: Invocation, stack: contextlib.ExitStack) -> S
 def _endpoint(options: Options, call: Invocation, stack: contextlib.ExitStack) -> Start:
     from toolbox.lm.remote import EndpointAnswers
 
-    chosen = service_of(options, call.reporter.warn, system=options.system, raw=options.raw)
+    chosen = options.service(options.model, call.reporter.warn, system=options.system, raw=options.raw)
     log = _open_log(options, call, stack)
 
     def start(windows: Windows | None) -> Answers:

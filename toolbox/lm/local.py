@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox.lm.windows import Answered, Windows, contents
+from toolbox.models.device import find_device
 from toolbox.models.generate import Completion, Content, FinishReason, LocalBackend, Request, TextRequest, plan_batches
 from toolbox.models.responses import ResponseLog, describe_run, digest, model_identity
 from toolbox.shell.command import Invocation
-from toolbox.shell.errors import BadData, Unavailable
+from toolbox.shell.errors import BadData
 from toolbox.shell.records import Record
 
 if TYPE_CHECKING:
@@ -64,18 +65,6 @@ class _Window:
     found: list[Completion | None]
 
 
-def _device(name: str) -> Any:
-    """A device that is there."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Unavailable(f"--device {name}: {error}", "auto takes a GPU where there is one, else the CPU") from None
-    return device
-
-
 class LocalAnswers:
     """Completes window after window; ``windows`` and ``log`` are rank 0's alone."""
 
@@ -90,7 +79,7 @@ class LocalAnswers:
         self.options, self.windows, self.log = options, windows, log
         self.decoding = options.decoding()
         self.accelerator = start_processes()
-        device = self.accelerator.device if options.device == "auto" else _device(options.device)
+        device = self.accelerator.device if options.device == "auto" else find_device(options.device)
         dtype = options.dtype
         if dtype == "auto":
             dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

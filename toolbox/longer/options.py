@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 from toolbox.longer.dataset import Manifest
 from toolbox.shell.errors import UsageProblem
+from toolbox.shell.lists import comma_list
 
 PLAIN_TABLES = "dense"
 KERNELS = ("fused", "fused_uvm", "fused_uvm_caching", "key_value")
@@ -70,14 +70,6 @@ class Options:
     plot: tuple[str, ...] = ()
     threads: int | None = None
     seed: int = 0
-
-    def deciding(self) -> dict[str, Any]:
-        """The options that decide the result, by the name of the command line."""
-        return {
-            item.name.strip("_").replace("_", "-"): getattr(self, item.name)
-            for item in fields(self)
-            if item.name not in NOT_DECIDING
-        }
 
 
 @dataclass(frozen=True)
@@ -182,12 +174,10 @@ def choose(options: Options, manifest: Manifest) -> tuple[Choices, list[str]]:
         uid = not manifest.user_disjoint
         if manifest.user_disjoint:
             notes.append("test users are not in training: no uid token (--globals cls,uid would add one)")
-        names = ["cls", "uid"] if uid else ["cls"]
+        names = ("cls", "uid") if uid else ("cls",)
     else:
-        names = [name for name in options.globals_.split(",") if name and name != "none"]
-        unknown = sorted(set(names) - {"cls", "uid"})
-        if unknown:
-            raise UsageProblem(f"--globals {options.globals_}: {unknown[0]!r} is not known", "any of cls,uid, or none")
+        none = options.globals_ == "none"
+        names = () if none else comma_list("globals", options.globals_, ("cls", "uid"), besides="none")
     cls = options.cls if "cls" in names and options.arch in ("longer", "transformer") else 0
     if options.readout == "target+cls" and not cls:
         raise UsageProblem("--readout target+cls without CLS tokens", "name cls in --globals")

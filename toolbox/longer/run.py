@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox.longer.dataset import Manifest, read_manifest
-from toolbox.longer.options import FREE_ON_RESUME, Choices, Options, check, choose
+from toolbox.longer.options import FREE_ON_RESUME, NOT_DECIDING, Choices, Options, check, choose
 from toolbox.longer.parts import make_config, make_optimizers, stored_name
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
 from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.drive import conclude, drive, record_run, repeat_done
-from toolbox.training.state import check_fingerprint, latest_state, read_state
+from toolbox.training.fingerprint import check_fingerprint, deciding, option_marks
+from toolbox.training.state import latest_state, read_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -98,7 +99,7 @@ def _check_schema(saved: dict[str, Any], marks: dict[str, Any]) -> None:
 
 
 def _fingerprint(options: Options, call: Invocation, manifest: Manifest) -> dict[str, Any]:
-    marks = {f"--{name}": value for name, value in options.deciding().items() if name not in _free()}
+    marks = option_marks(options, NOT_DECIDING | FREE_ON_RESUME)
     marks |= {f"data ({name})": sha for name, sha in manifest.files.items()}
     if options.init_from:
         from toolbox.weights.read import open_weights
@@ -107,10 +108,6 @@ def _fingerprint(options: Options, call: Invocation, manifest: Manifest) -> dict
             marks["--init-from (its weights)"] = weights.sha256()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return marks | {_SCHEMA: manifest.schema, _PROCESSES: processes, "command": call.command}
-
-
-def _free() -> set[str]:
-    return {name.replace("_", "-") for name in FREE_ON_RESUME}
 
 
 def _requests(options: Options, config: Config, split: str) -> Requests:
@@ -331,7 +328,7 @@ class _Run:
 
         assert self.out is not None
         inputs = {"data": self.manifest.schema, **self.manifest.inputs}
-        metadata = header(self.call.command, self.options.deciding(), self.options.seed, inputs)
+        metadata = header(self.call.command, deciding(self.options, NOT_DECIDING), self.options.seed, inputs)
         tensors = {stored_name(name, self.config): one.detach() for name, one in model.named_parameters()}
         save_model(self.out.partial, self.config, tensors, metadata, Path(self.options.data))
         record_run(

@@ -24,6 +24,7 @@ from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, CannotCreate, UsageProblem
 from toolbox.shell.items import PATH_SHAPES
+from toolbox.shell.lists import comma_list
 from toolbox.shell.records import RecordReader, parse_map, read_records, write_rejects
 from toolbox.shell.streams import JsonlWriter, process_rank
 
@@ -56,7 +57,7 @@ class Options:
     @property
     def facets(self) -> tuple[str, ...]:
         """The fields of ``--by``."""
-        names = _listed("by", self.by)
+        names = comma_list("by", self.by, ()) if self.by is not None else ()
         if "variant" in names:
             raise UsageProblem("--by variant: variants are told apart anyway", "leave it out")
         return names
@@ -64,32 +65,16 @@ class Options:
     @property
     def votes(self) -> tuple[str, ...]:
         """The kinds of ``--vote``."""
-        return _listed("vote", self.vote, VOTES)
+        return comma_list("vote", self.vote, VOTES) if self.vote is not None else ()
 
     @property
     def wanted(self) -> tuple[str, ...] | None:
         """The metrics of ``--metrics``; None for auto."""
-        return None if self.metrics == "auto" else _listed("metrics", self.metrics, METRICS)
+        return None if self.metrics == "auto" else comma_list("metrics", self.metrics, METRICS, besides="auto")
 
     @property
     def how(self) -> Resampling:
         return Resampling(self.bootstrap, self.seed)
-
-
-def _listed(option: str, text: str | None, known: Sequence[str] | None = None) -> tuple[str, ...]:
-    """A comma list; UsageProblem for an empty one, a name that is there twice or not known."""
-    if text is None:
-        return ()
-    names = tuple(name for part in text.split(",") if (name := part.strip()))
-    advice = f"any of {', '.join(known)}" if known else "as in model,dataset"
-    if not names:
-        raise UsageProblem(f"--{option} names nothing", advice)
-    for name in names:
-        if known is not None and name not in known:
-            raise UsageProblem(f"--{option} {name}: not known", advice)
-        if names.count(name) > 1:
-            raise UsageProblem(f"--{option} {text}: {name} is there twice", "name each once")
-    return names
 
 
 def check(options: Options) -> None:

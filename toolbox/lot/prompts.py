@@ -20,6 +20,7 @@ from toolbox.lot.shuffle import shuffle, speaks_of_others
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, UsageProblem
 from toolbox.shell.items import ITEM_SHAPES, Choices, Format, Item, answer_format, choices_of, gold_of, number
+from toolbox.shell.lists import comma_list, names_in
 from toolbox.shell.records import Message, Record, RecordReader, parse_map, read_records
 from toolbox.shell.streams import JsonlWriter
 
@@ -92,17 +93,9 @@ def chosen(names: str, known: Sequence[Variant]) -> list[Variant]:
     Raises: UsageProblem for a name that is unknown or there twice, and for an empty list.
     """
     by_id = {variant.id: variant for variant in known}
-    wanted = [name for part in names.split(",") if (name := part.strip())]
-    wanted = [one for name in wanted for one in (by_id if name == "all" else [name])]
-    everyone = f"known: {', '.join(by_id)}; or all"
-    if not wanted:
-        raise UsageProblem("--variant names none", everyone)
-    for name, times in Counter(wanted).items():
-        if name not in by_id:
-            raise UsageProblem(f"--variant {name}: no such variant", everyone)
-        if times > 1:
-            raise UsageProblem(f"--variant {names}: {name} is there twice", "name each once")
-    return [by_id[name] for name in wanted]
+    if "all" in names_in(names):  # beside another, that one is there twice
+        names = ",".join(one for name in names_in(names) for one in (by_id if name == "all" else [name]))
+    return [by_id[name] for name in comma_list("variant", names, tuple(by_id), besides="all")]
 
 
 def templates(variants: Sequence[Variant], options: Options) -> list[Template]:

@@ -23,6 +23,7 @@ from toolbox.lot.winobias import PUBLISHED as WINOBIAS_PUBLISHED
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import UsageProblem
 from toolbox.shell.items import Item
+from toolbox.shell.lists import comma_list
 from toolbox.shell.records import RecordReader, parse_map, write_rejects
 from toolbox.shell.streams import JsonlWriter, Streams
 
@@ -119,14 +120,7 @@ def chosen(option: str, text: str | None, known: Sequence[str], default: Sequenc
     """
     if text is None:
         return tuple(default)
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for name, times in Counter(names).items():
-        if name not in known:
-            raise UsageProblem(f"--{option} {name}: no such value", f"known: {', '.join(known)}")
-        if times > 1:
-            raise UsageProblem(f"--{option} {text}: {name} is there twice", "name each once")
-    if not names:
-        raise UsageProblem(f"--{option} names none", f"known: {', '.join(known)}")
+    names = comma_list(option, text, known)
     return tuple(name for name in known if name in names)
 
 

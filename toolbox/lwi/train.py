@@ -14,14 +14,15 @@ import msgspec
 
 from toolbox.lwi.tasks import check_new
 from toolbox.lwi.training_data import Pictures, Source, find_split, only, pack, unpack, validation
-from toolbox.lwi.training_options import Options, check
+from toolbox.lwi.training_options import NOT_DECIDING, Options, check
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData
 from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.fingerprint import check_fingerprint, deciding, option_marks
 from toolbox.training.journal import Journal
-from toolbox.training.state import check_fingerprint, latest_state, read_state
+from toolbox.training.state import latest_state, read_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,7 +112,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     from toolbox.models.facts import weights_digest
 
-    marks: dict[str, Any] = {f"--{name.replace('_', '-')}": value for name, value in options.deciding().items()}
+    marks: dict[str, Any] = option_marks(options, NOT_DECIDING)
     marks |= {"classes": list(labels), "images": train.digest, "--val (its images)": val.digest if val else None}
     marks["weights to start from"] = weights_digest(start.source) if start.source else None
     return marks | {_PROCESSES: int(os.environ.get("WORLD_SIZE", "1")), "command": call.command}
@@ -312,7 +313,7 @@ class _Run:
         named = {"images": "images", "val": "--val (its images)", "init": "weights to start from"}
         inputs = {name: marks[mark] for name, mark in named.items() if marks[mark]}
         tasks = [*self.begin.learned, self.brief.labels]
-        metadata = header(self.call.command, self.options.deciding(), self.options.seed, inputs)
+        metadata = header(self.call.command, deciding(self.options, NOT_DECIDING), self.options.seed, inputs)
         write(self.out.partial, self.model, tasks, self.begin.pixels, metadata)
         record_run(self.out.partial, self.call, self.began, done, start, inputs=inputs, fingerprint=marks)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolbox.shell.errors import UsageProblem
 
@@ -53,10 +52,6 @@ class Options:
     plot: tuple[str, ...] = ()
     threads: int | None = None
     seed: int = 0
-
-    def deciding(self) -> dict[str, Any]:
-        """The options that decide the result."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in NOT_DECIDING}
 
 
 def check(options: Options) -> None:

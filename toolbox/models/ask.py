@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolbox.models.endpoint import Endpoint, Service
-from toolbox.models.endpoint_key import find_key
+from toolbox.models.backends import EndpointOptions
+from toolbox.models.endpoint import Endpoint
 from toolbox.models.generate import Completion, Decoding, TextRequest
 from toolbox.models.replay import Replay
 from toolbox.models.responses import ResponseLog, describe_run, digest
@@ -23,18 +23,12 @@ BACKENDS = ("local", "openai", "replay")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class Asking(EndpointOptions):
     """Who is asked, and how. Names are those of the shared options."""
 
     backend: str
     model: str = "smollm2"
     trust_remote_code: bool = False
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    rpm: float | None = None
-    timeout: float = 600.0
-    retries: int = 6
     log: str | None = None
     resume: bool = False
     replay: str | None = None
@@ -102,10 +96,7 @@ class Asker:
     def _openai(self) -> Callable[[Sequence[TextRequest]], list[Completion]]:
         asking = self.asking
         assert asking.base_url is not None
-        service = Service(
-            asking.base_url, asking.model, find_key(asking.api_key_env, asking.base_url), system=asking.system,
-            concurrency=asking.concurrency, rpm=asking.rpm, timeout=asking.timeout, retries=asking.retries,
-        )  # fmt: skip
+        service = asking.service(asking.model, self._note, system=asking.system)
         self._begin(
             describe_run(
                 "openai", asking.model, asking.decoding, system=asking.system, raw=False,

@@ -1,4 +1,4 @@
-"""What commands share that complete prompts by any backend: which options fit together, and the endpoint they name.
+"""What commands share that complete prompts by any backend: the options of an endpoint, and which fit together.
 
 Importing this module costs no torch.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -16,7 +17,35 @@ from toolbox.models.responses import check_log
 from toolbox.shell.errors import UsageProblem
 from toolbox.shell.streams import process_rank
 
-THERE = frozenset({"base_url", "api_key_env", "concurrency", "rpm", "timeout", "retries"})
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions:
+    """The options of a command that can ask an endpoint, by their names on the command line."""
+
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    rpm: float | None = None
+    timeout: float = 600.0
+    retries: int = 6
+
+    def service(
+        self, model: str, warn: Callable[[str], None], *, system: str | None = None, raw: bool = False
+    ) -> Service:
+        """The endpoint that is meant, with its key from the environment; ``base_url`` must be there."""
+        assert self.base_url is not None
+        key = find_key(self.api_key_env, self.base_url)
+        chosen = Service(
+            self.base_url, model, key, system=system, raw=raw, concurrency=self.concurrency, rpm=self.rpm,
+            timeout=self.timeout, retries=self.retries,
+        )  # fmt: skip
+        parts = urlsplit(self.base_url)
+        if key is not None and parts.scheme == "http" and not is_local(parts.hostname or ""):
+            warn(f"{parts.hostname}: the key travels unencrypted; https:// would hide it")
+        return chosen
+
+
+THERE = frozenset(item.name for item in fields(EndpointOptions))
 """Options of an endpoint."""
 
 
@@ -37,16 +66,6 @@ class Chosen(Protocol):
     def replay(self) -> str | None: ...
     @property
     def base_url(self) -> str | None: ...
-    @property
-    def api_key_env(self) -> str: ...
-    @property
-    def concurrency(self) -> int: ...
-    @property
-    def rpm(self) -> float | None: ...
-    @property
-    def timeout(self) -> float: ...
-    @property
-    def retries(self) -> int: ...
     @property
     def given(self) -> frozenset[str]: ...
 
@@ -79,19 +98,3 @@ def check_backend(options: Chosen, default_model: str, *, here: Collection[str],
         raise UsageProblem(f"--backend {backend} takes one process", "start it without a launcher")
     if options.log is not None and process_rank() == 0:
         check_log(options.log, resume=options.resume)
-
-
-def service_of(
-    options: Chosen, warn: Callable[[str], None], *, system: str | None = None, raw: bool = False
-) -> Service:
-    """The endpoint that the options name, with its key from the environment."""
-    assert options.base_url is not None
-    key = find_key(options.api_key_env, options.base_url)
-    chosen = Service(
-        options.base_url, options.model, key, system=system, raw=raw, concurrency=options.concurrency,
-        rpm=options.rpm, timeout=options.timeout, retries=options.retries,
-    )  # fmt: skip
-    parts = urlsplit(options.base_url)
-    if key is not None and parts.scheme == "http" and not is_local(parts.hostname or ""):
-        warn(f"{parts.hostname}: the key travels unencrypted; https:// would hide it")
-    return chosen

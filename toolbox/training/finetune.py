@@ -22,6 +22,7 @@ from toolbox.shell.files import RUN_FILE, OutputDirectory
 from toolbox.shell.records import Row
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.fingerprint import check_fingerprint
 from toolbox.training.journal import Journal
 from toolbox.training.language import (
     PROCESSES,
@@ -39,7 +40,6 @@ from toolbox.training.language import (
     watch_files,
 )
 from toolbox.training.prepare import choose_parameters, encode_rows, make_optimizer, without_dropout
-from toolbox.training.state import check_fingerprint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -28,6 +28,7 @@ from toolbox.shell.records import (
     write_rejects,
 )
 from toolbox.shell.streams import display_name
+from toolbox.training.fingerprint import check_fingerprint, option_marks
 from toolbox.training.stopping import STEP_NAMES, StopWhen, parse
 
 
@@ -262,11 +263,7 @@ def fingerprint(
     call: Invocation, options: TrainOptions, digests: Mapping[str, str], processes: int, source: ModelSource
 ) -> dict[str, Any]:
     """What an interrupted run and its continuation must share, by the name a message can use."""
-    marks: dict[str, Any] = {
-        f"--{item.name.replace('_', '-')}": getattr(options, item.name)
-        for item in fields(options)
-        if item.name not in NOT_DECIDING | _FREE_ON_RESUME
-    }
+    marks = option_marks(options, NOT_DECIDING | _FREE_ON_RESUME)
     marks |= {f"data ({name})": sha for name, sha in digests.items()}
     marks |= _weights_marks(source, options)
     if Path(options.template).is_file():
@@ -327,7 +324,7 @@ def needs_folder(path: str, option: str) -> None:
 
 def state_to_resume(partial: Path, marks: dict[str, Any]) -> Path | None:
     """The newest state below ``partial``, after checking that it belongs to the same run."""
-    from toolbox.training.state import check_fingerprint, latest_state, read_state
+    from toolbox.training.state import latest_state, read_state
 
     path = latest_state(partial)
     if path is not None:

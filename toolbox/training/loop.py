@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from toolbox.shell.errors import AlreadyReported, TryAgain
+from toolbox.shell.interrupts import Interrupts
+from toolbox.training.heap import keep_freed_memory
 from toolbox.training.objective import Ground, Objective, Pass
 from toolbox.training.processes import sum_over_processes
 from toolbox.training.state import RunState, TrainingTensors, load_tensors, local_part, read_state, save_state
@@ -33,10 +34,9 @@ _SAVE_SECONDS = 60.0
 """With ``save_every="auto"``: the least time between two saved states."""
 _SAVE_SHARE = 20.0
 """... and so many times as long as the last saving took: it costs at most a twentieth of the run."""
-_SAME_WISH = 1.0
-"""Seconds in which a second signal counts as the first one's echo."""
-AUTO_TOKENS = 1024
-"""With ``micro_batch="auto"``: padded tokens of one backward pass, unless the settings say otherwise."""
+AUTO_TOKENS, AUTO_TOKENS_CPU = 1024, 512
+"""With ``micro_batch="auto"``: padded tokens of one backward pass, unless the settings say otherwise. On a CPU more at
+a time is no faster and keeps more activations."""
 
 Metrics = dict[str, dict[str, float]]
 
@@ -45,8 +45,9 @@ Metrics = dict[str, dict[str, float]]
 class LoopSettings:
     """How to step: schedule, clipping, splitting, saving, evaluating.
 
-    ``auto_length``: with ``micro_batch="auto"``, the most that the padded lengths of one backward pass add up to.
-    ``evaluate_start``: whether the model is evaluated before the first step. ``drops``: where ``step`` falls.
+    ``auto_length``: with ``micro_batch="auto"``, the most that the padded lengths of one backward pass add up to;
+    None goes by the device. ``evaluate_start``: whether the model is evaluated before the first step. ``drops``: where
+    ``step`` falls.
     """
 
     lr: float
@@ -56,7 +57,7 @@ class LoopSettings:
     micro_batch: int | str = "auto"
     eval_every: int | str = "epoch"
     save_every: int | str = "auto"
-    auto_length: int = AUTO_TOKENS
+    auto_length: int | None = None
     evaluate_start: bool = True
     drops: tuple[float, ...] = (0.5,)
 
@@ -142,10 +143,11 @@ class Loop:
         self.metrics: Metrics = {}
         self._measured = -1  # the step self.metrics belong to
         self.stopped = "epochs"
-        self._interrupted = 0.0  # when a signal asked for a stop
+        self._interrupts = Interrupts()
         self._last_save = time.monotonic()
         self._save_cost = 0.0
         self._saved = -1
+        self._on_cpu = accelerator.device.type == "cpu"
 
     # -- resuming -----------------------------------------------------------------------------------------------------
     def resume(self, path: Path) -> None:
@@ -182,7 +184,9 @@ class Loop:
 
         Raises TryAgain (75) after saving state on SIGINT/SIGTERM, or when a loss or gradient is not finite.
         """
-        with self._signals():
+        if self._on_cpu:
+            keep_freed_memory()
+        with self._interrupts.heard():
             self.objective.start(self.ground)
             if self.step == 0 and self.evaluate is not None and self.settings.evaluate_start:
                 yield self._evaluation()
@@ -253,6 +257,7 @@ class Loop:
         """One pass over ``rows``: this rank's micro-batches, gradients reduced on the last; gives this rank's sums."""
         sums: dict[str, Tensor] = {}
         wanted = self.settings.micro_batch
+        auto = self.settings.auto_length or (AUTO_TOKENS_CPU if self._on_cpu else AUTO_TOKENS)
         most = len(rows) if wanted == "auto" else int(wanted)
         lengths = {row: self.objective.length(one.stream, row) for row in rows}
         shares = share_out(
@@ -260,7 +265,7 @@ class Loop:
             [lengths[row] for row in rows],
             self.accelerator.num_processes,
             most,
-            self.settings.auto_length if wanted == "auto" else None,
+            auto if wanted == "auto" else None,
         )
         mine = shares[self.accelerator.process_index]
         for number, places in enumerate(mine):
@@ -347,7 +352,7 @@ class Loop:
             due = time.monotonic() - self._last_save > max(_SAVE_SECONDS, _SAVE_SHARE * self._save_cost)
         else:
             due = int(wanted) > 0 and self.step % int(wanted) == 0
-        mine = [float(due and self.accelerator.is_main_process), float(self._interrupted > 0)]
+        mine = [float(due and self.accelerator.is_main_process), float(self._interrupts.asked)]
         due_sum, interrupted = sum_over_processes(self.accelerator, mine)  # ranks must agree
         if interrupted:
             self.save()
@@ -355,26 +360,6 @@ class Loop:
             self._stop(f"interrupted; {kept}", "the same command with --resume goes on")
         if due_sum:
             self.save()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM asks for a stop behind this step, the second ends the process at once.
-
-        Ctrl-C reaches a worker twice, from the terminal and from its launcher: what follows at once is the same wish.
-        """
-
-        def ask(signum: int, _: Any) -> None:
-            if self._interrupted and time.monotonic() - self._interrupted > _SAME_WISH:
-                signal.signal(signum, signal.SIG_DFL)
-                signal.raise_signal(signum)
-            self._interrupted = self._interrupted or time.monotonic()
-
-        before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
 
 def flat(metrics: Metrics) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox.shell.errors import BadData, UsageProblem
+from toolbox.shell.errors import BadData
 from toolbox.shell.files import atomic_directory
 
 if TYPE_CHECKING:
@@ -57,18 +57,6 @@ def read_state(path: Path) -> RunState:
     if state.format != FORMAT:
         raise BadData(f"state format {state.format}, this version reads {FORMAT}", "--overwrite", file=str(path))
     return state
-
-
-def check_fingerprint(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UsageProblem naming the first difference between the interrupted run and this one."""
-    # Through JSON, so that tuples and lists compare equal.
-    now = msgspec.json.decode(msgspec.json.encode(now))
-    for key in sorted(saved.keys() | now.keys()):
-        if saved.get(key) != now.get(key):
-            raise UsageProblem(
-                f"--resume with another {key}: was {saved.get(key)}, now {now.get(key)}",
-                "repeat the interrupted command, or start anew with --overwrite",
-            )
 
 
 @dataclass

@@ -15,6 +15,7 @@ import msgspec
 from toolbox.plots import plot_format
 from toolbox.shell.command import Invocation
 from toolbox.shell.errors import BadData, CannotCreate, UsageProblem
+from toolbox.shell.lists import comma_list
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.language import needs_folder
 from toolbox.unlearning.logs import METRICS, SETS, Log, check_same_questions, keep_metrics, write_log
@@ -83,13 +84,7 @@ class Options:
         if self.metrics is None:
             return tuple(METRICS)
         known = {**{name: (name,) for name in METRICS}, **DERIVED}
-        names = [name.strip() for name in self.metrics.split(",") if name.strip()]
-        for name in names:
-            if name not in known:
-                raise UsageProblem(f"--metrics {name}: no such metric", f"any of {', '.join(known)}")
-        if not names:
-            raise UsageProblem("--metrics names no metric", f"any of {', '.join(known)}")
-        needed = {part for name in names for part in known[name]}
+        needed = {part for name in comma_list("metrics", self.metrics, tuple(known)) for part in known[name]}
         return tuple(name for name in METRICS if name in needed)
 
 
