@@ -51,8 +51,9 @@ demo-unlearn: $(STAMP)  ## a language model forgets two people and keeps the res
 test: lint  ## lint, import contract, tests (under 15 minutes on two cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist worksteal --durations 15
 
-test-slow: $(STAMP)  ## the whole tour, in a browser too; TOFU in small, slow equalities
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+# At most four at a time: a test may hold a model, its twin and what is made of both.
+test-slow: $(STAMP)  ## every fault with every command, the whole tour in a browser, slow equalities (an hour)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 --dist worksteal --durations 15
 
 lint: $(STAMP)  ## ruff and the import contract
 	$(BIN)/ruff check .
