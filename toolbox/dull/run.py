@@ -20,6 +20,7 @@ from toolbox.shell.files import OutputDirectory
 from toolbox.shell.records import parse_map
 from toolbox.shell.streams import JsonlWriter, process_rank
 from toolbox.training.drive import conclude, drive, record_run, repeat_done
+from toolbox.training.fingerprint import deciding
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from toolbox.dull.assemble import Training
     from toolbox.dull.data import Corpus
-    from toolbox.training.fingerprint import deciding
 from toolbox.training.journal import Journal
 
 
