@@ -98,7 +98,7 @@ def objectives(rows: Rows) -> dict[str, Any]:
 def steps(quick: bool) -> Iterator[Figure]:
     """Whole steps of four objectives in turns, over one model and one AdamW: moments of one kind serve all."""
     need_smollm2()
-    repeats = 1 if quick else 3
+    repeats = 1 if quick else 5
     model, chat = smollm2()
     rows = encoded_people(chat)
     accelerator, prepared, optimizer = prepare(model)
