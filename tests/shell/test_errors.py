@@ -170,6 +170,28 @@ def test_a_closed_pipe_and_ctrl_c_end_the_process_by_their_signals(error, number
     assert (immune.returncode, immune.stderr) == (128 + number, b"")
 
 
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    """Python would say "Exception ignored" and go on."""
+    done = python(
+        "import time\n"
+        "class Slow:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        time.sleep(1)\n"
+        "with top_level('x'):\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    Slow()\n"
+        "    time.sleep(20)\n"
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_what_else_a_destructor_raises_is_told():
+    done = python("class Bad:\n    def __del__(self):\n        1 / 0\nwith top_level('x'):\n    Bad()\n")
+    assert done.returncode == 0
+    assert b"ZeroDivisionError" in done.stderr
+
+
 def test_printing_into_a_pipe_that_was_closed_is_silent():
     code = "with top_level('lm-tune'):\n    print('x' * 100_000)\n    sys.stdout.flush()"
     read_end, write_end = os.pipe()

@@ -101,6 +101,16 @@ def test_a_finished_output_is_not_touched_by_resume(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_the_marks_of_a_run_killed_behind_its_renaming_go(tmp_path):
+    make_output(tmp_path / "out")
+    before = names(tmp_path / "out")
+    for mark in (".complete", ".lock"):
+        (tmp_path / "out" / mark).write_text("[]")
+    with OutputDirectory(tmp_path / "out", resume=True) as out:
+        assert out.finished
+    assert names(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("made", ["file", "foreign", "foreign partial", "partial file", "under a file"])
 def test_what_is_not_ours_is_never_replaced(tmp_path, made):
     out = tmp_path / "out"

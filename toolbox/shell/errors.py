@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _BREAK = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
 _ESCAPE = re.compile(
@@ -219,12 +219,23 @@ def die_of(signum: int) -> NoReturn:
     os._exit(128 + signum)
 
 
+def _not_lost(found: Any) -> None:
+    """Python drops what is raised in a destructor; a Ctrl-C that came just then is sent once more, a moment later."""
+    if found.exc_type is None or not issubclass(found.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(found)
+        return
+    import threading
+
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
 @contextlib.contextmanager
 def top_level(command: str, debug: bool = False) -> Iterator[None]:
     """Run a command's body; every exception leaves here as one line on stderr and an exit code.
 
     A closed stdout ends the process by SIGPIPE, Ctrl-C by SIGINT. With ``debug`` the traceback is shown.
     """
+    before, sys.unraisablehook = sys.unraisablehook, _not_lost
     try:
         yield
     except BrokenPipeError:
@@ -246,6 +257,8 @@ def top_level(command: str, debug: bool = False) -> Iterator[None]:
             say(command, known)
         _leave_unwritten()
         sys.exit(known.exit_code)
+    finally:
+        sys.unraisablehook = before
 
 
 def _leave_unwritten() -> None:

@@ -46,7 +46,7 @@ class OutputDirectory:
     - ``with OutputDirectory(path, overwrite=…, resume=…) as out:`` claims it; write below ``out.partial``; call
       ``out.commit()`` at the end. A block left without ``commit`` keeps ``OUT.partial`` only if it holds a finished
       state directory ``step-*`` (see ``atomic_directory``), else nothing stays.
-    - ``finished``: ``resume`` found a finished OUT; nothing was touched and there is nothing to do.
+    - ``finished``: ``resume`` found a finished OUT; its files were not touched and there is nothing to do.
     - ``resumed``: ``resume`` found states to continue from in ``OUT.partial``. Without a state there is nothing to
       continue and the left-over's content is removed.
     - Without ``resumable`` (a command that has no --resume) a left-over is of no use to anybody and gives way.
@@ -160,6 +160,8 @@ class OutputDirectory:
                     "--resume --overwrite continues that run, --overwrite starts anew",
                 )
             self.finished = True
+            with contextlib.suppress(OSError):  # of a run killed behind its renaming; a finished OUT may be read-only
+                self._drop_marks()
         elif not self._overwrite and not self._resume:
             raise CannotCreate(
                 f"{self.shown}: exists already",
@@ -250,9 +252,12 @@ class OutputDirectory:
         sync_directory(self.final.parent)
         self._drop_replaced()
         # Only now: while the lock file was in place, nobody could claim the directory that was being renamed.
+        self._drop_marks()
+        self._unlock()
+
+    def _drop_marks(self) -> None:
         for name in (_COMPLETE_FILE, _LOCK_FILE):
             (self.final / name).unlink(missing_ok=True)
-        self._unlock()
 
     def _drop_replaced(self) -> None:
         """Remove the replaced output under a name that no claim takes for a whole one, however far this gets."""
