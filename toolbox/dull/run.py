@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from toolbox.dull.assemble import Training
     from toolbox.dull.data import Corpus
-from toolbox.training.journal import Journal
+    from toolbox.training.journal import Journal
 
 
 def run(options: Options, call: Invocation) -> None:
